@@ -1,0 +1,123 @@
+"""The manifest: what a bundle says about itself. Standard library only; a device reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output tensor of a model file.
+
+    Attributes:
+        name: the tensor's name in the model file's signature.
+        role: "image" (input), "sigma" (input) or "clean" (output).
+        shape: static shape; -1 where the engine takes any size.
+        layout: "NHWC", "NCHW" or "N" (a vector, one value an image).
+        dtype: numpy name: "int8", "uint8", "float32".
+        scale, zero_point: real = scale * (integer - zero_point), images in 0..1, sigma in 0..1 (25/255); None for float.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    layout: str
+    dtype: str
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One model file and how to feed it.
+
+    Attributes:
+        name: "int8", "int8-uint8io", "fp16" or "fp32".
+        file: path inside the bundle.
+        engine: name of the engine family that runs it: "litert".
+        inputs, outputs: tensors in the file's order.
+    """
+
+    name: str
+    file: str
+    engine: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer with MACs, read from the exported file.
+
+    Attributes:
+        name: the layer's tensor name in the file, or the module path where it is known.
+        op: the format's operator name, e.g. "CONV_2D".
+        macs: multiply-accumulates per tile.
+        dtype: what it computes in: "int8", "float32", ...
+        delegated: True when the fast kernels (XNNPACK for LiteRT) took it.
+        sqnr: signal to quantization noise of its output on held-out tiles in dB (the lower, the guiltier), None if not measured.
+    """
+
+    name: str
+    op: str
+    macs: int
+    dtype: str
+    delegated: bool
+    sqnr: float | None = None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What `check` holds the device to.
+
+    Attributes:
+        max_drop: dB lost at most against the original FP32 model.
+        min_int8_share: share of MACs in int8 at least, 0..1 (0 for a float bundle).
+    """
+
+    max_drop: float
+    min_int8_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The network inside: shape contract and size, of the original and of what is shipped."""
+
+    arch: str
+    channels: int
+    stride: int
+    halo: int
+    blind: bool
+    macs_per_pixel: float
+    parameters: int
+    original_macs_per_pixel: float
+    original_parameters: int
+    # Bytes of the original weights as float32: what "-74%" is measured against.
+    original_bytes: int
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything `manifest.json` holds. `files` maps each path in the bundle (but the manifest) to its sha256."""
+
+    name: str
+    target: str
+    precision: str
+    default_variant: str
+    variants: tuple[Variant, ...]
+    model: ModelFacts
+    tile: int
+    sigma: tuple[float, float]
+    thresholds: Thresholds
+    layers: tuple[LayerReport, ...] = ()
+    stages: tuple[dict[str, Any], ...] = ()
+    recipe: dict[str, Any] = field(default_factory=dict)
+    licences: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+    golden: str = "golden.npz"
+    schema: int = SCHEMA

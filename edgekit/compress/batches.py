@@ -1,0 +1,27 @@
+"""How training batches reach a stage: drawn by step number, so that a resumed stage sees what the unbroken one would."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Clean and noisy images [N, C, H, W] float32 in 0..1, and the noise level [N] in 0..1."""
+
+    clean: Tensor
+    noisy: Tensor
+    sigma: Tensor
+
+
+class Batches(Protocol):
+    """`batches(step)` draws the batch of a step; the same step gives the same batch, in any order and any process."""
+
+    def __call__(self, step: int) -> Batch: ...
+
+
+class Progress(Protocol):
+    """`progress(done, total, text)` is told how far a stage is; text is short, e.g. "loss 0.0123"."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None: ...

@@ -1,0 +1,22 @@
+"""dsunet: the depthwise-separable students."""
+
+from __future__ import annotations
+
+from edgekit.models.blocks import SeparableBlock
+from edgekit.models.registry import register
+from edgekit.models.unet_core import ShuffledUNet
+
+
+@register(
+    {
+        "dsunet-n": {"widths": [16, 32], "encoder": [[]], "middle": [64] * 5, "decoder": [[32]]},
+        "dsunet-s": {"widths": [32, 56], "encoder": [[]], "middle": [112] * 6, "decoder": [[64]]},
+        "dsunet-m": {"widths": [48, 80], "encoder": [[96]], "middle": [160] * 6, "decoder": [[96]]},
+    }
+)
+class DSUNet(ShuffledUNet):
+    """Depthwise-separable U-Net student, two levels, sized by MACs: n (2.8 kMAC/px), s (8.6), m (19.2)."""
+
+    arch = "dsunet"
+    source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind the pixel-unshuffle of FFDNet (arXiv:1710.04026)"
+    block = SeparableBlock

@@ -1,0 +1,71 @@
+"""Names of models, and building them. A new model is one new file in this folder with `@register`."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from edgekit.errors import RecipeError, UnknownNameError
+from edgekit.models.base import DenoiserModel
+
+_M = TypeVar("_M", bound=type[DenoiserModel])
+_ARCHITECTURES: dict[str, type[DenoiserModel]] = {}
+_PRESETS: dict[str, tuple[type[DenoiserModel], dict[str, Any]]] = {}
+
+
+def register(presets: Mapping[str, Mapping[str, Any]]) -> Callable[[_M], _M]:
+    """Class decorator: make an architecture known, with the named sizes (constructor arguments) it comes in."""
+
+    def decorate(cls: _M) -> _M:
+        _ARCHITECTURES[cls.arch] = cls
+        for name, config in presets.items():
+            _PRESETS[name] = (cls, dict(config))
+        return cls
+
+    return decorate
+
+
+@functools.cache
+def _discover() -> None:
+    package = importlib.import_module("edgekit.models")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"edgekit.models.{module.name}")
+
+
+def names() -> list[str]:
+    """Every model name that `create` takes."""
+    _discover()
+    return sorted(_PRESETS)
+
+
+def create(name: str, **overrides: Any) -> DenoiserModel:
+    """Build a model with fresh (random) weights.
+
+    Args:
+        name: one of `names()`, e.g. "dsunet-s".
+        overrides: constructor arguments that replace the preset's, e.g. channels=1.
+    Raises: UnknownNameError; RecipeError: an override the architecture does not take.
+    """
+    _discover()
+    if name not in _PRESETS:
+        raise UnknownNameError.unknown("model", name, _PRESETS)
+    cls, preset = _PRESETS[name]
+    return _build(cls, {**preset, **overrides})
+
+
+def build(arch: str, config: Mapping[str, Any]) -> DenoiserModel:
+    """Rebuild a module from `model.arch` and `model.config()`, as a weight file's header stores them."""
+    _discover()
+    if arch not in _ARCHITECTURES:
+        raise UnknownNameError.unknown("architecture", arch, _ARCHITECTURES)
+    return _build(_ARCHITECTURES[arch], config)
+
+
+def _build(cls: type[DenoiserModel], config: Mapping[str, Any]) -> DenoiserModel:
+    try:
+        return cls(**config)
+    except TypeError as error:
+        raise RecipeError(f"{cls.arch} cannot be built from {dict(config)}: {error}") from error

@@ -1,0 +1,103 @@
+"""The U-Net skeleton behind a pixel-unshuffle that the student family and the teacher share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edgekit.errors import ShapeError
+from edgekit.models.base import DenoiserModel
+
+
+class ShuffledUNet(DenoiserModel):
+    """U-Net at half resolution and lower: add skips, pixel-shuffle upsampling, residual output scaled by sigma.
+
+    The output is `noisy - sigma * r(noisy, sigma)`: r estimates noise of unit variance whatever sigma is, so one
+    integer scale of r serves low noise as well as high (c_out of Karras et al. 2022, arXiv:2206.00364), and sigma 0
+    is the identity. Sigma enters as a bias per channel after the first convolution - a 1x1 convolution of the map -
+    so that a scalar and a constant map are the same function and a static INT8 graph holds no broadcast of a plane.
+
+    Args:
+        channels: 1 or 3.
+        widths: channels of the residual stream, one number a level; level i works at 1/2**(i+1) of the resolution.
+        encoder, decoder: hidden widths of the blocks of each level but the deepest, finest level first.
+        middle: hidden widths of the blocks of the deepest level.
+    """
+
+    block: type[nn.Module]
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int],
+        encoder: Sequence[Sequence[int]],
+        middle: Sequence[int],
+        decoder: Sequence[Sequence[int]],
+        channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if channels not in (1, 3):
+            raise ShapeError(f"channels is {channels}: {self.arch} takes 1 (gray) or 3 (RGB)")
+        if not len(widths) - 1 == len(encoder) == len(decoder):
+            raise ShapeError(
+                f"{len(widths)} widths, {len(encoder)} encoder levels, {len(decoder)} decoder levels: "
+                f"expected {len(widths) - 1} of each for {len(widths)} widths"
+            )
+        self.channels = channels
+        self.stride = 2 ** len(widths)
+        self.head = nn.Conv2d(4 * channels, widths[0], 3, padding=1)
+        self.sigma_bias = nn.Conv2d(1, widths[0], 1, bias=False)
+        self.encoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, encoder, strict=False))
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.middle = self._blocks(widths[-1], middle)
+        self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.decoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, decoder, strict=False))
+        self.tail = nn.Conv2d(widths[0], 4 * channels, 3, padding=1)
+
+    @classmethod
+    def _blocks(cls, width: int, hidden: Sequence[int]) -> nn.Sequential:
+        return nn.Sequential(*(cls.block(width, h) for h in hidden))
+
+    def _run(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        # A map is averaged over each 2x2 cell: the cell is one position of the first convolution.
+        level = F.avg_pool2d(sigma, 2) if sigma.shape[-1] > 1 else sigma
+        x = self.head(F.pixel_unshuffle(noisy, 2)) + self.sigma_bias(level)
+        skips: list[Tensor] = []
+        for blocks, down in zip(self.encoder, self.down, strict=True):
+            x = blocks(x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle(x)
+        for blocks, up in zip(reversed(list(self.decoder)), reversed(list(self.up)), strict=True):
+            x = blocks(skips.pop() + F.pixel_shuffle(up(x), 2))
+        return noisy - sigma * F.pixel_shuffle(self.tail(x), 2)
+
+    @property
+    def halo(self) -> int:
+        # A radius of r cells of a coarse level reaches 2r + 1 cells of the next finer one: the last of its two
+        # cells sees the first of the two that lie r coarse cells away.
+        per_block = 1 if self._convolutions_per_block() == 1 else 2
+        radius = per_block * len(self.middle)
+        for encoder, decoder in zip(reversed(list(self.encoder)), reversed(list(self.decoder)), strict=True):
+            radius = 2 * radius + 1 + per_block * (len(encoder) + len(decoder))  # type: ignore[arg-type]
+        return 2 * (radius + 2) + 1  # head and tail: one cell each
+
+    @classmethod
+    def _convolutions_per_block(cls) -> int:
+        probe = cls.block(1, 1)
+        return sum(isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1) for m in probe.modules())
+
+    def config(self) -> dict[str, Any]:
+        def hidden(blocks: nn.Module) -> list[int]:
+            return [block.expand.out_channels for block in blocks]  # type: ignore[attr-defined]
+
+        return {
+            "channels": self.channels,
+            "widths": [self.head.out_channels, *(d.out_channels for d in self.down)],
+            "encoder": [hidden(b) for b in self.encoder],
+            "middle": hidden(self.middle),
+            "decoder": [hidden(b) for b in self.decoder],
+        }
