@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 Probability = Annotated[float, Field(ge=0, le=1)]
+EightBit = Annotated[float, Field(ge=0, le=255)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+JpegQuality = Annotated[int, Field(ge=1, le=100)]
 
 
 class Settings(BaseModel):
@@ -16,12 +19,31 @@ class Settings(BaseModel):
 
 
 class NoiseSettings(Settings):
-    """The noise a model is trained on. Units are the field's: sigma in 8-bit units, 0..255."""
+    """The noise a model is trained on; each pair is a range that every image draws from.
+
+    `train/noise.py` says what each noise model does with its settings, and the source of its numbers.
+    """
 
     model: str = "gaussian"
-    sigma: tuple[Annotated[float, Field(ge=0, le=255)], Annotated[float, Field(ge=0, le=255)]] = (0.0, 55.0)
+    # gaussian: standard deviation, in 8-bit units (0..255).
+    sigma: tuple[EightBit, EightBit] = (0.0, 55.0)
+    # poisson-gaussian, mixed: variance per unit of signal, signal in 0..1 (one over the electrons that make white).
+    shot: tuple[PositiveShare, PositiveShare] = (1e-4, 1.2e-2)
+    # poisson-gaussian, mixed: standard deviation of the signal-independent part, in 8-bit units (0..255).
+    read: tuple[EightBit, EightBit] = (0.0, 10.0)
+    # salt-and-pepper, mixed: share of the samples (one channel of one pixel) that are replaced by black or white.
+    density: tuple[Probability, Probability] = (0.0, 0.1)
+    # jpeg, mixed: libjpeg's quality.
+    quality: tuple[JpegQuality, JpegQuality] = (30, 95)
     # Share of images that are clipped to 0..1 and rounded to 8 bits, as a device sees them.
     device_share: Probability = 1.0
+
+    @field_validator("sigma", "shot", "read", "density", "quality")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError(f"{value[0]:g} to {value[1]:g} is no range: the first number is the smaller one")
+        return value
 
 
 class AugmentSettings(Settings):
@@ -32,6 +54,7 @@ class AugmentSettings(Settings):
     permute_channels: Probability = 0.5
     saturation: Probability = 0.5
     gain: Probability = 0.3
+    # Take a window 1 to 2 times the crop's size and shrink it: sharper detail, and less of the camera's own noise.
     scale: Probability = 0.0
 
 
@@ -54,6 +77,19 @@ class TrainSettings(Settings):
     seed: int = 0
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
     validate_every: PositiveInt = 2000
+    # Stop when so many validations in a row brought no better PSNR, and keep the best weights; 0 never stops.
+    patience: Annotated[int, Field(ge=0)] = 0
     save_every: PositiveInt = 1000
+    tensorboard: bool = False
+    # Patterns (fnmatch) of parameter names: those frozen, and factors on the learning rate (the first match counts).
+    freeze: tuple[str, ...] = ()
+    learning_rate_factors: dict[str, Annotated[float, Field(gt=0)]] = {}
+    # With a teacher: its share of the loss; the clean images have the rest.
+    teacher_weight: Probability = 0.5
+    # Passed on to Lightning Fabric. `batch` is per device.
+    accelerator: str = "auto"
+    devices: int | str = 1
+    num_nodes: PositiveInt = 1
+    strategy: str = "auto"
     noise: NoiseSettings = NoiseSettings()
     augment: AugmentSettings = AugmentSettings()
