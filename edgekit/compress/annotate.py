@@ -1,0 +1,126 @@
+"""Which tensors of an exported program are quantized, and which share a scale, by a target's scheme."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
+from edgekit.compress.scheme import Scheme
+
+CONVOLUTIONS = {torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input}
+RELU = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default}
+_ARITHMETIC = {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor}
+# Operators that only move values: their output is the input's integers.
+_MOVES = {
+    torch.ops.aten.pixel_shuffle.default,
+    torch.ops.aten.pixel_unshuffle.default,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.slice.Tensor,
+    torch.ops.aten.unsqueeze.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+}
+
+
+def _activation(scheme: Scheme, fixed: tuple[float, float] | None = None) -> QuantizationSpec:
+    symmetric = scheme.symmetric_activations
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-127 if symmetric else -128,
+        quant_max=127,
+        qscheme=torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine,
+        is_dynamic=False,
+        observer_or_fake_quant_ctr=LearnedRange.with_args(symmetric=symmetric, fixed=fixed),
+    )
+
+
+def _weights(scheme: Scheme) -> QuantizationSpec:
+    peak = 2 ** (scheme.weight_bits - 1) - 1
+    return QuantizationSpec(
+        dtype=torch.int8,
+        quant_min=-peak,
+        quant_max=peak,
+        qscheme=torch.per_channel_symmetric,
+        ch_axis=0,
+        is_dynamic=False,
+        observer_or_fake_quant_ctr=ChannelWeights.with_args(bits=scheme.weight_bits),
+    )
+
+
+class SchemeQuantizer(Quantizer):  # type: ignore[misc]
+    """Annotates a program for a scheme.
+
+    Args:
+        scheme: the target's.
+        sigma_range: noise range in 0..1; the integers of the sigma input span 0 to its upper end.
+    """
+
+    def __init__(self, scheme: Scheme, sigma_range: tuple[float, float]) -> None:
+        super().__init__()
+        self.scheme = scheme
+        self.sigma_high = max(sigma_range[1], 1 / 255)
+
+    def annotate(self, model: GraphModule) -> GraphModule:
+        activation, weights = _activation(self.scheme), _weights(self.scheme)
+        image = _activation(self.scheme, fixed=(0.0, 1.0))
+        placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
+        for node in model.graph.nodes:
+            if node.op == "placeholder" and self.scheme.quantized_io:
+                spec = image if node is placeholders[0] else _activation(self.scheme, fixed=(0.0, self.sigma_high))
+                node.meta["quantization_annotation"] = QuantizationAnnotation(output_qspec=spec, _annotated=True)
+            elif node.op == "call_function":
+                self._operator(node, activation, weights, image)
+        return model
+
+    def _operator(
+        self, node: Node, activation: QuantizationSpec, weights: QuantizationSpec, image: QuantizationSpec
+    ) -> None:
+        every = self.scheme.every_tensor
+        leaves = any(user.op == "output" for user in node.users)
+        output = image if leaves and self.scheme.quantized_io else activation
+        inputs: dict[Node, Any] = {}
+        if node.target in CONVOLUTIONS:
+            inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
+            fused = len(node.users) == 1 and next(iter(node.users)).target in RELU
+            result = output if every and not fused else None
+        elif not every:
+            return
+        elif node.target in RELU:
+            result = output
+        elif node.target in _ARITHMETIC and all(isinstance(a, Node) for a in node.args[:2]):
+            inputs = {_node(a): activation for a in node.args[:2]}
+            result = output
+        elif node.target in _MOVES and isinstance(node.args[0], Node):
+            inputs = {node.args[0]: activation}
+            result = SharedQuantizationSpec((node.args[0], node))
+        else:
+            return
+        inputs = {source: self._spec_of(source, spec) for source, spec in inputs.items()}
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map=inputs, output_qspec=result, _annotated=True
+        )
+
+    def _spec_of(self, source: Node, default: Any) -> Any:
+        """A tensor has one scale: what its producer was given, if it was given one."""
+        if not self.scheme.every_tensor or source.op == "get_attr":
+            return default
+        annotation = source.meta.get("quantization_annotation")
+        return default if annotation is None or annotation.output_qspec is None else annotation.output_qspec
+
+    def validate(self, model: GraphModule) -> None:
+        """Nothing to refuse: what is not annotated stays float, and the layer report says so."""
+
+
+def _node(value: Any) -> Node:
+    if not isinstance(value, Node):
+        raise TypeError(f"expected a graph node, found {type(value).__name__}")
+    return value

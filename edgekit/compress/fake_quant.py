@@ -1,0 +1,118 @@
+"""Fake quantizers of a PT2E program whose ranges are learned by gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchao.quantization.pt2e import FakeQuantizeBase
+
+# Ranges of no width (a dead channel, an all-zero tensor) would divide by zero.
+_TINY = 1e-8
+
+
+class LearnedRange(FakeQuantizeBase):
+    """Activation quantizer, int8 per tensor, with learned lower and upper bound (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576).
+
+    First it observes: the bounds follow the smallest and largest value seen. After `learn()` they are parameters, in
+    units of the observed width so that one learning rate serves all layers; gradients come from torch's learnable
+    fake-quantization kernel. With `fixed` bounds it neither observes nor learns.
+
+    Args:
+        symmetric: zero point 0.
+        fixed: (lower, upper) real bounds that never change.
+    """
+
+    def __init__(self, symmetric: bool = False, fixed: tuple[float, float] | None = None, **_: Any) -> None:
+        super().__init__()
+        # convert_pt2e reads these names.
+        self.dtype = torch.int8
+        self.quant_min, self.quant_max = (-127, 127) if symmetric else (-128, 127)
+        self.qscheme = torch.per_tensor_symmetric if symmetric else torch.per_tensor_affine
+        self.is_dynamic = False
+        self.fixed = fixed is not None
+        self.symmetric = symmetric
+        self.observing = not self.fixed
+        self.register_buffer("width", torch.ones(()))
+        start = fixed or (float("inf"), float("-inf"))
+        self.lower = nn.Parameter(torch.tensor(start[0]), requires_grad=False)
+        self.upper = nn.Parameter(torch.tensor(start[1]), requires_grad=False)
+
+    def learn(self) -> None:
+        """Stop observing; make the bounds parameters."""
+        if self.fixed or not self.observing:
+            return
+        self.observing = False
+        lower, upper = self.lower.detach().clamp(max=0), self.upper.detach().clamp(min=0)
+        self.width.copy_((upper - lower).clamp_min(_TINY))
+        self.lower.data.copy_(lower / self.width)
+        self.upper.data.copy_(upper / self.width)
+        self.lower.requires_grad_()
+        self.upper.requires_grad_()
+
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        # Zero stays exactly representable: convolutions pad with it.
+        lower, upper = (self.lower * self.width).clamp(max=0), (self.upper * self.width).clamp(min=0)
+        if self.symmetric:
+            upper = torch.maximum(upper, -lower)
+            lower = -upper
+        return lower, upper
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        lower, upper = self._bounds()
+        scale = ((upper - lower) / (self.quant_max - self.quant_min)).clamp_min(_TINY)
+        zero_point = torch.zeros_like(scale) if self.symmetric else self.quant_min - lower / scale
+        return scale, zero_point
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observing:
+            with torch.no_grad():
+                self.lower.copy_(torch.minimum(self.lower, x.detach().min()))
+                self.upper.copy_(torch.maximum(self.upper, x.detach().max()))
+            if not self.fake_quant_enabled[0]:
+                return x
+        elif not self.fake_quant_enabled[0]:
+            return x
+        scale, zero_point = self._affine()
+        # LSQ's gradient scale: without it a range moves with the number of elements it covers.
+        factor = 1.0 / (x.numel() * self.quant_max) ** 0.5
+        return torch._fake_quantize_learnable_per_tensor_affine(
+            x, scale.view(1), zero_point.view(1), self.quant_min, self.quant_max, factor
+        )
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and integer zero point, as convert_pt2e wants them."""
+        with torch.no_grad():
+            scale, zero_point = self._affine()
+        return scale.view(1), zero_point.round().clamp(self.quant_min, self.quant_max).to(torch.int64).view(1)
+
+
+class ChannelWeights(FakeQuantizeBase):
+    """Weight quantizer, symmetric per output channel; the range follows the weights.
+
+    Args:
+        bits: 8, or 7 for reduced range.
+    """
+
+    def __init__(self, bits: int = 8, **_: Any) -> None:
+        super().__init__()
+        self.dtype = torch.int8
+        self.quant_max = 2 ** (bits - 1) - 1
+        self.quant_min = -self.quant_max
+        self.qscheme = torch.per_channel_symmetric
+        self.ch_axis = 0
+        self.is_dynamic = False
+        self.register_buffer("scale", torch.ones(1))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        peak = weight.detach().abs().flatten(1).amax(1)
+        self.scale = (peak / self.quant_max).clamp_min(_TINY)
+        if not self.fake_quant_enabled[0]:
+            return weight
+        zero_point = torch.zeros_like(self.scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, self.scale, zero_point, 0, self.quant_min, self.quant_max)
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        """Scales and zero points (all 0), [channels]."""
+        return self.scale.detach(), torch.zeros_like(self.scale, dtype=torch.int64)

@@ -1,0 +1,112 @@
+"""The quantized program: a torchao PT2E program that carries the ranges, learned once, for a target to lower."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torchao.quantization.pt2e import FakeQuantizeBase, disable_fake_quant, enable_fake_quant
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
+
+from edgekit.compress.annotate import CONVOLUTIONS, RELU, SchemeQuantizer
+from edgekit.compress.fake_quant import LearnedRange
+from edgekit.compress.scheme import Scheme
+from edgekit.models.base import DenoiserModel
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A convolution of the program: its module path and the fake quantizers of its input, weight and output."""
+
+    name: str
+    quantizers: tuple[FakeQuantizeBase, ...]
+
+
+class QuantizedProgram:
+    """A denoiser as an exported program with fake quantizers, callable as the model is.
+
+    Batch, height and width are dynamic; sigma is one level an image.
+
+    Args:
+        model: the float model; it is not touched.
+        scheme: the target's integers.
+        sigma_range: noise range in 0..1.
+    """
+
+    def __init__(self, model: DenoiserModel, scheme: Scheme, sigma_range: tuple[float, float]) -> None:
+        self.scheme = scheme
+        self.sigma_range = sigma_range
+        self.channels, self.stride = model.channels, model.stride
+        self.module: GraphModule = prepare_qat_pt2e(
+            export(model), SchemeQuantizer(scheme, sigma_range)
+        )
+
+    def __call__(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        """Run it: noisy float32 [N, C, H, W] in 0..1, sigma [N] in 0..1. Returns clean [N, C, H, W]."""
+        result: Tensor = self.module(noisy, sigma)
+        return result
+
+    @property
+    def ranges(self) -> list[LearnedRange]:
+        """The activation quantizers, each once, in the order of the graph."""
+        return [m for m in self.module.modules() if isinstance(m, LearnedRange)]
+
+    @contextmanager
+    def in_float(self) -> Iterator[None]:
+        """Within it nothing is quantized (ranges that still observe go on observing)."""
+        self.module.apply(disable_fake_quant)
+        try:
+            yield
+        finally:
+            self.module.apply(enable_fake_quant)
+
+    @contextmanager
+    def only(self, layer: QuantizedLayer) -> Iterator[None]:
+        """Within it `layer` alone is quantized."""
+        with self.in_float():
+            for quantizer in layer.quantizers:
+                enable_fake_quant(quantizer)
+            yield
+
+    def layers(self) -> list[QuantizedLayer]:
+        """The convolutions in the order they run."""
+        modules = dict(self.module.named_modules())
+        found = []
+        for node in self.module.graph.nodes:
+            if node.op != "call_function" or node.target not in CONVOLUTIONS:
+                continue
+            last = node
+            users = list(node.users)
+            if len(users) == 1 and users[0].target in RELU:
+                last = users[0]
+            around = [*node.args[:2], *last.users]
+            quantizers = [modules[str(n.target)] for n in around if n.op == "call_module"]
+            weight = node.args[1].args[0] if node.args[1].op == "call_module" else node.args[1]
+            name = str(weight.target).removesuffix(".weight")
+            found.append(QuantizedLayer(name, tuple(q for q in quantizers if isinstance(q, FakeQuantizeBase))))
+        return found
+
+    def converted(self) -> GraphModule:
+        """The program with quantize and dequantize operators and integer weights, ready to lower."""
+        result: GraphModule = convert_pt2e(copy.deepcopy(self.module), fold_quantize=False)
+        return result
+
+
+def export(model: DenoiserModel) -> GraphModule:
+    """Export a model with dynamic batch, height and width and a scalar sigma per image."""
+    # The sample decides nothing but that height and width differ and neither is 1.
+    side = 8 * model.stride
+    noisy, sigma = torch.rand(2, model.channels, side, side + model.stride), torch.rand(2)
+    free = torch.export.Dim.AUTO
+    shapes = {"noisy": {0: free, 2: free, 3: free}, "sigma": {0: free}}
+    module = copy.deepcopy(model).eval()
+    program = torch.export.export(module, (noisy, sigma), dynamic_shapes=shapes)
+    graph = program.module()
+    if not isinstance(graph, GraphModule):
+        raise TypeError(f"torch.export gave {type(graph).__name__}, expected a GraphModule")
+    return graph

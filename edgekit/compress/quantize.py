@@ -1,0 +1,153 @@
+"""Quantize: ranges observed on noisy batches, then learned with the weights (QAT), the float model as teacher."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from edgekit.compress.batches import Batches, Progress
+from edgekit.compress.evaluate import evaluate
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.record import Size, StageRecord
+from edgekit.compress.scheme import Scheme
+from edgekit.compress.steps import Average, Checkpoint, cosine, finite
+from edgekit.losses import weighted
+from edgekit.models.base import DenoiserModel
+from edgekit.recipe import QuantizeSettings
+
+
+def quantize(
+    model: DenoiserModel,
+    scheme: Scheme,
+    settings: QuantizeSettings,
+    batches: Batches,
+    tiles: NDArray[np.uint8],
+    *,
+    sigma_range: tuple[float, float],
+    progress: Progress,
+    checkpoint: Checkpoint | None = None,
+) -> tuple[QuantizedProgram, StageRecord]:
+    """Turn a float model into a quantized program.
+
+    Args:
+        model: the float model, [N, C, H, W] in 0..1; not touched. It is the teacher as well.
+        scheme: the target's integers.
+        settings: steps 0 is calibration alone (post-training quantization).
+        batches: training batches by step number.
+        tiles: held-out clean images for the record's dB, uint8 [K, H, W, C].
+        sigma_range: noise range in 0..1.
+        checkpoint: where to save to and resume from; None for neither.
+    Raises: TrainingError: the loss became NaN; the last good checkpoint is kept.
+    """
+    began = time.perf_counter()
+    teacher = model.eval()
+    before = evaluate(teacher, tiles)
+    program = QuantizedProgram(model, scheme, sigma_range)
+    _observe(program, settings, batches)
+    calibrated = evaluate(program, tiles)
+    after = calibrated
+    if settings.steps:
+        _learn(program, teacher, settings, batches, progress, checkpoint or Checkpoint(None))
+        after = evaluate(program, tiles)
+    size = Size(model.macs_per_pixel(), model.parameter_count())
+    how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"
+    record = StageRecord(
+        stage="quantize",
+        what=f"int8 for {scheme.name}, {settings.calibration_batches} batches observed, {how}",
+        before=size,
+        after=size,
+        db_before=before,
+        db_after=after,
+        seconds=time.perf_counter() - began,
+        details={"db_calibrated": {str(s): db for s, db in calibrated.items()}, "steps": settings.steps},
+    )
+    return program, record
+
+
+def _observe(program: QuantizedProgram, settings: QuantizeSettings, batches: Batches) -> None:
+    with program.in_float(), torch.no_grad():
+        for step in range(settings.calibration_batches):
+            batch = batches(step)
+            program(batch.noisy, batch.sigma)
+    for bounds in program.ranges:
+        bounds.learn()
+
+
+def _learn(
+    program: QuantizedProgram,
+    teacher: DenoiserModel,
+    settings: QuantizeSettings,
+    batches: Batches,
+    progress: Progress,
+    checkpoint: Checkpoint,
+) -> None:
+    ranges = [p for bounds in program.ranges for p in bounds.parameters() if p.requires_grad]
+    known = {id(p) for bounds in program.ranges for p in bounds.parameters()}
+    weights = [p for p in program.module.parameters() if id(p) not in known]
+    peaks = (settings.learning_rate, settings.range_learning_rate)
+    optimizer = torch.optim.Adam([{"params": weights}, {"params": ranges}])
+    average = Average([*weights, *ranges], settings.ema)
+    start = 0
+    if (state := checkpoint.load()) is not None:
+        program.module.load_state_dict(state["program"])
+        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        start = state["step"]
+    for step in range(start, settings.steps):
+        batch = batches(settings.calibration_batches + step)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = cosine(step, settings.steps, peak, settings.warmup)
+        output = program(batch.noisy, batch.sigma)
+        loss = weighted({"l1": 1.0}, output, batch.clean, batch.sigma)
+        if settings.teacher_weight:
+            taught = _teach(teacher, batch.noisy, batch.sigma)
+            loss = loss + settings.teacher_weight * weighted({"l1": 1.0}, output, taught, batch.sigma)
+        rate = optimizer.param_groups[0]["lr"]
+        value = finite(loss, "loss", stage="quantize", step=step, rate=rate, checkpoint=checkpoint)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+        optimizer.step()
+        average.update(step)
+        done = step + 1
+        if done % settings.save_every == 0 or done == settings.steps:
+            checkpoint.save(
+                step=done,
+                program=program.module.state_dict(),
+                optimizer=optimizer.state_dict(),
+                average=average.state_dict(),
+            )
+        progress(done, settings.steps, f"loss {value:.4f}")
+    average.apply()
+
+
+@torch.no_grad()
+def _teach(teacher: DenoiserModel, noisy: Tensor, sigma: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        clean: Tensor = teacher(noisy.contiguous(memory_format=torch.channels_last), sigma)
+    return clean.float()
+
+
+@torch.no_grad()
+def layer_sqnr(program: QuantizedProgram, noisy: Tensor, sigma: Tensor) -> dict[str, float]:
+    """Signal to quantization noise, in dB, of the output image when one layer alone is quantized.
+
+    The lower a layer's figure, the more of the loss is its doing.
+
+    Args:
+        noisy, sigma: held-out batch [N, C, H, W] and [N], in 0..1.
+    Returns: dB by module path, in the order the layers run.
+    """
+    with program.in_float():
+        reference = program(noisy, sigma)
+    signal = reference.square().mean()
+    result = {}
+    for layer in program.layers():
+        with program.only(layer):
+            error = (program(noisy, sigma) - reference).square().mean()
+        result[layer.name] = float(10 * torch.log10(signal / error.clamp_min(1e-20)))
+    return result

@@ -1,0 +1,26 @@
+"""How a target wants its integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The integer arithmetic of a target; ranges are learned once for it, in torch.
+
+    Attributes:
+        name: for records and error messages.
+        symmetric_activations: zero point 0 (TensorRT) instead of affine (TFLite, OpenVINO).
+        weight_bits: 8, or 7 where u8s8 products may saturate (x86 without VNNI).
+        every_tensor: quantize every tensor of the graph (an integer-only runtime) instead of only the inputs and weights
+            of convolutions.
+        quantized_io: the image enters and leaves as integers of scale 1/255 and zero point -128, sigma as integers that
+            span the noise range.
+    """
+
+    name: str
+    symmetric_activations: bool = False
+    weight_bits: int = 8
+    every_tensor: bool = True
+    quantized_io: bool = True
