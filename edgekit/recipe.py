@@ -93,3 +93,20 @@ class TrainSettings(Settings):
     strategy: str = "auto"
     noise: NoiseSettings = NoiseSettings()
     augment: AugmentSettings = AugmentSettings()
+
+
+class QuantizeSettings(Settings):
+    """INT8: ranges observed on noisy batches, then learned together with the weights (QAT)."""
+
+    # 0 is calibration alone (post-training quantization).
+    steps: Annotated[int, Field(ge=0)] = 1000
+    calibration_batches: PositiveInt = 8
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    # Ranges are in units of their observed width.
+    range_learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    warmup: Annotated[int, Field(ge=0)] = 20
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    # Weight of the distance to the float model's output, beside that to the clean image.
+    teacher_weight: Annotated[float, Field(ge=0)] = 0.0
+    save_every: PositiveInt = 200
