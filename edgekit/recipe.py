@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from edgekit.errors import MissingExtraError, RecipeError
+from edgekit.recipe_errors import word
+
+_S = TypeVar("_S", bound="Settings")
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 EightBit = Annotated[float, Field(ge=0, le=255)]
@@ -110,3 +117,103 @@ class QuantizeSettings(Settings):
     # Weight of the distance to the float model's output, beside that to the clean image.
     teacher_weight: Annotated[float, Field(ge=0)] = 0.0
     save_every: PositiveInt = 200
+
+
+class Recipe(Settings):
+    """Everything that a compression run does; written into the bundle, and run again it gives the same model files."""
+
+    # What to compress: a registered model, with its shipped weights unless `weights` names a .safetensors file.
+    model: str = "dsunet-s"
+    weights: Path | None = None
+    # Who teaches the pruned student: a registered model with shipped weights, or "none".
+    teacher: str = "unet"
+    # A folder of clean images, or of pairs (noisy/ and clean/); None is the built-in set.
+    data: Path | None = None
+    # Noise levels the bundle is made for, in 8-bit units (0..255).
+    sigma: tuple[EightBit, EightBit] = (0.0, 55.0)
+    # Share of the MACs to remove.
+    prune: Annotated[float, Field(ge=0, le=0.9)] = 0.25
+    # Training steps of distillation and quantization together; None is what the stages' own settings say.
+    steps: PositiveInt | None = None
+    target: str
+    precision: Literal["int8", "fp16", "fp32"] = "int8"
+    # dB lost at most, in all, against the original FP32 model.
+    max_drop: Annotated[float, Field(gt=0, le=20)] = 0.5
+    # Height and width of the target's static input, in pixels.
+    tile: Annotated[int, Field(ge=32, le=4096)] = 512
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @field_validator("sigma", mode="before")
+    @classmethod
+    def _range(cls, value: object) -> object:
+        """A range may be written "0:55", as on the command line; one number stands for itself."""
+        if isinstance(value, str):
+            low, _, high = value.partition(":")
+            try:
+                return (float(low), float(high or low))
+            except ValueError:
+                raise ValueError("expected LOW:HIGH in 8-bit units, 0 to 255, e.g. 0:55") from None
+        return (value, value) if isinstance(value, int | float) else value
+
+    @field_validator("sigma")
+    @classmethod
+    def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] > value[1]:
+            raise ValueError("the first number must not be above the second, e.g. 0:55")
+        return value
+
+
+def make(cls: type[_S], settings: Mapping[str, Any], where: str = "") -> _S:
+    """Validate settings.
+
+    Args:
+        cls: `Recipe`, `TrainSettings`, ...
+        settings: values by name; those that are None count as not given.
+        where: what the error message names as their source, e.g. the recipe's file name.
+    Raises: RecipeError: one line about the first thing that is wrong.
+    """
+    try:
+        return cls.model_validate({name: value for name, value in settings.items() if value is not None})
+    except ValidationError as error:
+        raise word(error, cls, where) from None
+
+
+def load(cls: type[_S], path: Path | str | None, overrides: Mapping[str, Any]) -> _S:
+    """Read settings from a YAML file; what `overrides` gives (not None) wins over the file.
+
+    Raises: RecipeError: the file is missing, is no YAML, or holds a setting that is unknown or out of range.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if path is None:
+        return make(cls, given)
+    file = Path(path)
+    settings = _read_yaml(file)
+    # Alone first, so that an error in the file is blamed on the file; a setting the file leaves to the flags may be missing.
+    make(cls, {**{n: given[n] for n in given if n not in settings}, **settings}, where=str(file))
+    return make(cls, {**settings, **given})
+
+
+def load_recipe(path: Path | str | None = None, **overrides: Any) -> Recipe:
+    """The recipe of a YAML file with settings of its own names on top; without a file, the defaults."""
+    return load(Recipe, path, overrides)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        import yaml
+    except ModuleNotFoundError:
+        raise MissingExtraError.needs(f"reading {file}", "pyyaml", "train") from None
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise RecipeError(f"cannot read the recipe {str(file)!r}: {reason}; give a YAML file of settings") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise RecipeError(f"{file} is no YAML{place}: {getattr(error, 'problem', None) or 'cannot parse it'}") from None
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise RecipeError(f"{file} holds a {type(settings).__name__}: expected settings by name, e.g. 'target: tflite'")
+    return settings
