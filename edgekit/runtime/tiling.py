@@ -1,0 +1,124 @@
+"""Cutting an image into tiles of one fixed size, so that the result is that of the whole image.
+
+The result of an image is defined without tiles: mirror it at its borders without repeating the edge ("reflect"), by
+the halo rounded up to the stride on top and left, by the halo and on to a multiple of the stride at the bottom and
+right; run the network once; crop. An output pixel depends on no input pixel farther away than the halo, so a window
+whose origin is a multiple of the stride gives the same values for every pixel at least a halo inside it: exactly in
+integer arithmetic, to the rounding of sums in float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import ShapeError
+
+
+@dataclass(frozen=True)
+class Span:
+    """One tile along one axis, in pixels of the image.
+
+    Attributes:
+        origin: where the window begins, a multiple of the stride; negative when it begins in the mirrored border.
+        start, stop: the part of the result that is taken from this window.
+    """
+
+    origin: int
+    start: int
+    stop: int
+
+
+def step(tile: int, halo: int, stride: int) -> int:
+    """Distance between neighbouring windows: the most pixels of a tile that are valid, in whole strides.
+
+    Args:
+        tile: side of the window in pixels, a multiple of the stride.
+        halo: receptive radius in pixels, 0 or more.
+        stride: the network's grid in pixels, 1 or more.
+    Raises: ShapeError: the tile is no multiple of the stride, or too small to hold one valid cell.
+    """
+    if tile < 1 or tile % stride:
+        raise ShapeError(f"tile is {tile}: expected a multiple of the stride {stride}")
+    distance = (tile - 2 * halo) // stride * stride
+    if distance < 1:
+        least = -(-(2 * halo + stride) // stride) * stride
+        raise ShapeError(f"tile is {tile}: a halo of {halo} and a stride of {stride} need a tile of at least {least}")
+    return distance
+
+
+def spans(size: int, tile: int, halo: int, stride: int) -> list[Span]:
+    """The fewest windows of `tile` pixels that cover an axis of `size` pixels. Arguments and errors as in `step`."""
+    distance = step(tile, halo, stride)
+    # Rounds down: the border on the left is the halo rounded up to the stride.
+    origin, start = -halo // stride * stride, 0
+    found = []
+    while start < size:
+        stop = min(size, origin + tile - halo)
+        found.append(Span(origin, start, stop))
+        origin, start = origin + distance, stop
+    return found
+
+
+def window(image: NDArray[Any], top: int, left: int, height: int, width: int) -> NDArray[Any]:
+    """Copy a window out of an image that is mirrored without end at its borders.
+
+    Args:
+        image: [H, W, C], any dtype, at least 1x1. An axis of one pixel is repeated.
+        top, left: the window's origin in pixels of the image; may be negative.
+        height, width: its size, which may exceed the image's.
+    Returns: [height, width, C], a copy.
+    """
+    bottom, right = top + height, left + width
+    if top >= 0 and left >= 0 and bottom <= image.shape[0] and right <= image.shape[1]:
+        return image[top:bottom, left:right].copy()
+    # Both axes in one step: the copy is the window's size, not the image's width.
+    return image[_mirror(top, height, image.shape[0])[:, None], _mirror(left, width, image.shape[1])]
+
+
+def _mirror(start: int, count: int, size: int) -> NDArray[np.intp]:
+    period = max(1, 2 * (size - 1))
+    index = np.arange(start, start + count, dtype=np.intp) % period
+    return np.where(index < size, index, period - index)
+
+
+def tiles(height: int, width: int, tile: int, halo: int, stride: int) -> Iterator[tuple[Span, Span]]:
+    """The tiles of an image, row by row: a span along H and one along W. Arguments and errors as in `step`."""
+    columns = spans(width, tile, halo, stride)
+    for row in spans(height, tile, halo, stride):
+        for column in columns:
+            yield row, column
+
+
+def run_tiled(
+    image: NDArray[Any],
+    function: Callable[[NDArray[Any]], NDArray[Any]],
+    *,
+    tile: int,
+    halo: int,
+    stride: int,
+) -> NDArray[Any]:
+    """Apply a function of fixed-size windows to an image of any size.
+
+    Beside the image and its result, memory holds one window.
+
+    Args:
+        image: [H, W, C], at least 1x1.
+        function: takes a window [tile, tile, C], returns [tile, tile, C] in the image's dtype.
+        tile: side of the window in pixels, a multiple of the stride.
+        halo: receptive radius of the function in pixels.
+        stride: the function's grid in pixels.
+    Returns: [H, W, C] in the image's dtype: what the module's definition says of the whole image.
+    Raises: ShapeError: as in `step`.
+    """
+    result = np.empty_like(image, order="C", subok=False)
+    for row, column in tiles(*image.shape[:2], tile, halo, stride):
+        output = function(window(image, row.origin, column.origin, tile, tile))
+        result[row.start : row.stop, column.start : column.stop] = output[
+            row.start - row.origin : row.stop - row.origin, column.start - column.origin : column.stop - column.origin
+        ]
+    return result
