@@ -49,7 +49,7 @@ class DenoiserModel(nn.Module, abc.ABC):
         """Remove noise from a batch.
 
         Args:
-            noisy: float32 [N, C, H, W], range 0..1 (noise may exceed it), C == `channels`, H and W multiples of `stride`.
+            noisy: float32 [N, C, H, W], range 0..1 (noise may exceed it); H and W are multiples of `stride`.
             sigma: noise standard deviation on the same scale (25/255, not 25), float32 [N], or [N, 1, H, W] as a map.
         Returns: the clean estimate, float32 [N, C, H, W], not clipped.
         Raises: ShapeError: rank, channels, or size do not fit.
@@ -72,10 +72,11 @@ class DenoiserModel(nn.Module, abc.ABC):
             )
         if sigma.dim() not in (1, 4) or sigma.shape[0] not in (1, noisy.shape[0]):
             raise ShapeError(
-                f"sigma has shape {tuple(sigma.shape)}: expected [{noisy.shape[0]}] or [{noisy.shape[0]}, 1, {height}, {width}]"
+                f"sigma has shape {tuple(sigma.shape)}: expected [{noisy.shape[0]}] or "
+                f"[{noisy.shape[0]}, 1, {height}, {width}]"
             )
         if sigma.dim() == 4 and tuple(sigma.shape[1:]) != (1, height, width):
-            raise ShapeError(f"sigma map has shape {tuple(sigma.shape)}: expected [N, 1, {height}, {width}] as the image")
+            raise ShapeError(f"sigma map is {tuple(sigma.shape)}: expected [N, 1, {height}, {width}], as the image")
 
     def parameter_count(self) -> int:
         """Number of parameters."""

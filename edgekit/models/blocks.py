@@ -24,7 +24,8 @@ class SeparableBlock(nn.Module):
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.project(F.relu(self.expand(self.depthwise(x))))
+        residual: Tensor = self.project(F.relu(self.expand(self.depthwise(x))))
+        return x + residual
 
 
 class ResidualBlock(nn.Module):
@@ -38,4 +39,5 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.project(F.relu(self.expand(x)))
+        residual: Tensor = self.project(F.relu(self.expand(x)))
+        return x + residual

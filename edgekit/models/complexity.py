@@ -22,4 +22,4 @@ def macs_per_pixel(model: DenoiserModel) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         meta(noisy, torch.empty(1, device="meta"))
     # FlopCounterMode counts a multiply and an add apart.
-    return counter.get_total_flops() / 2 / side**2
+    return float(counter.get_total_flops()) / 2 / side**2

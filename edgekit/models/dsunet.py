@@ -18,5 +18,5 @@ class DSUNet(ShuffledUNet):
     """Depthwise-separable U-Net student, two levels, sized by MACs: n (2.8 kMAC/px), s (8.6), m (19.2)."""
 
     arch = "dsunet"
-    source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind the pixel-unshuffle of FFDNet (arXiv:1710.04026)"
+    source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind FFDNet's pixel-unshuffle (arXiv:1710.04026)"
     block = SeparableBlock

@@ -1,0 +1,222 @@
+"""Reading and writing weight files. A weight file is data: nothing in it is ever unpickled or run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgekit.errors import CheckpointError, EdgekitError, UnknownNameError
+from edgekit.models.base import DenoiserModel
+from edgekit.models.registry import build, create
+
+_FOLDER = Path(__file__).parent / "weights"
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+# Where the training codes of this field put the weights in a file that also holds other things; the average first.
+_NESTED = ("ema", "params_ema", "params", "state_dict", "model")
+
+
+def shipped() -> dict[str, Path]:
+    """The weight files that come with edgekit, by the name that `load` takes."""
+    return {path.stem: path for path in sorted(_FOLDER.glob("*.safetensors"))}
+
+
+def load(source: str | Path, model: str | DenoiserModel | None = None, **overrides: Any) -> DenoiserModel:
+    """A model with its weights, in float32, in eval mode.
+
+    Args:
+        source: a shipped name ("dsunet-s"), a .safetensors file (one that edgekit wrote knows its own architecture), or
+            a .pth, .pt or .ckpt file that holds a state dict.
+        model: what the weights belong to - a name of `models.names()`, or a module, which is then filled in place; None
+            for a file that says so itself.
+        overrides: constructor arguments for a `model` given by name.
+    Raises:
+        UnknownNameError: no such shipped name or model.
+        CheckpointError: the file cannot be read, does not fit the model, or holds NaN or infinity.
+    """
+    path = _find(source)
+    state, header = _read(path)
+    if isinstance(model, DenoiserModel):
+        target = model
+    elif model is not None:
+        target = create(model, **overrides)
+    else:
+        target = _from_header(path, header)
+    _fill(target, state, path)
+    return target.eval()
+
+
+def metadata(source: str | Path) -> dict[str, str]:
+    """The header of a .safetensors file: arch, config (JSON) and what its writer added; empty for other files."""
+    path = _find(source)
+    return _read(path)[1] if path.suffix == ".safetensors" else {}
+
+
+def save(path: Path, model: DenoiserModel, metadata: Mapping[str, str] | None = None, *, half: bool = False) -> None:
+    """Write a .safetensors file that `load` rebuilds the model from, whole or not at all.
+
+    Args:
+        path: ends in .safetensors; an existing file is replaced.
+        metadata: more text for the header, e.g. {"licence": "..."}.
+        half: store float16, half the size; `load` gives float32 back, rounded to 11 bits.
+    Raises: CheckpointError: a weight is NaN or infinite (or leaves float16's range), or the file cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    kind = torch.float16 if half else torch.float32
+    state = {k: _cast(v.detach().cpu(), kind) for k, v in model.state_dict().items()}
+    _check_finite(state, path)
+    header = {**(metadata or {}), "format": "pt", "arch": model.arch, "config": json.dumps(model.config())}
+    write_atomically(path, to_bytes(state, header))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside it, flush it to the disk, and rename it: whole, or as it was.
+
+    Raises: CheckpointError: the disk is full, the folder cannot be written.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; this one is as shared as any other
+        temporary.replace(path)
+    except OSError as error:
+        if temporary:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+        raise CheckpointError(
+            f"cannot write {path} ({len(content)} bytes): {error.strerror or error}; "
+            "free some space or name another folder; what stood there is unchanged"
+        ) from error
+
+
+def _find(source: str | Path) -> Path:
+    text = str(source)
+    path = Path(source)
+    if path.suffix in _SUFFIXES or path.exists():
+        if not path.is_file():
+            raise CheckpointError(f"weights {text!r}: no such file")
+        return path
+    files = shipped()
+    if text not in files:
+        # A name or a file, the user may have meant either.
+        raise UnknownNameError.unknown("weights", text, [*files, f"a file ending in {', '.join(_SUFFIXES)}"])
+    return files[text]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is no whole safetensors file ({error}): it was cut short or altered; fetch it again"
+        ) from error
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    import pickle
+    import warnings
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses about odd files; the errors below say it
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds Python objects or is damaged: expected a state dict of tensors alone, because edgekit never "
+            "unpickles a file; save it again with torch.save(model.state_dict(), ...) or as .safetensors"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError(f"{path} is no whole PyTorch file ({reason}): it was cut short or altered") from error
+    while isinstance(content, Mapping):
+        nested = next((key for key in _NESTED if isinstance(content.get(key), Mapping)), None)
+        if nested is None:
+            break
+        content = content[nested]
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise CheckpointError(f"{path} holds no state dict: expected a mapping from parameter names to tensors")
+    if all(key.startswith("module.") for key in content):  # what DataParallel adds
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
+
+
+def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
+    if "arch" not in header or "config" not in header:
+        raise CheckpointError(
+            f"{path} does not say which architecture it belongs to: name it, e.g. model='ffdnet-color' "
+            "(files written by edgekit say so themselves)"
+        )
+    try:
+        config = json.loads(header["config"])
+        # On the meta device a header that asks for absurd widths costs nothing; the shapes are compared next.
+        with torch.device("meta"):
+            return build(header["arch"], config)
+    except (EdgekitError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: its header does not describe a model ({error})") from error
+
+
+def _fill(model: DenoiserModel, state: Mapping[str, Tensor], path: Path) -> None:
+    wanted = model.state_dict()
+    problems = []
+    if missing := sorted(wanted.keys() - state.keys()):
+        problems.append(f"missing {_some(missing)}")
+    if unexpected := sorted(state.keys() - wanted.keys()):
+        problems.append(f"unexpected {_some(unexpected)}")
+    wrong = [
+        f"{key} is {list(state[key].shape)} where the model has {list(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if wrong:
+        problems.append(_some(wrong))
+    if problems:
+        raise CheckpointError(f"{path} does not fit {model.arch} {model.config()}: {'; '.join(problems)}")
+    _check_finite(state, path)
+    # assign: a model on the meta device has nothing to copy into.
+    model.load_state_dict({k: _cast(v, torch.float32) for k, v in state.items()}, assign=_is_meta(model))
+
+
+def _cast(value: Tensor, kind: torch.dtype) -> Tensor:
+    """A contiguous copy; integers (counters of a layer) stay integers."""
+    return value.to(kind if value.is_floating_point() else value.dtype, copy=True).contiguous()
+
+
+def _is_meta(model: DenoiserModel) -> bool:
+    return any(p.is_meta for p in model.parameters())
+
+
+def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
+    for key, value in state.items():
+        if bad := int((~torch.isfinite(value)).sum()):
+            raise CheckpointError(
+                f"{path}: {bad} of the {value.numel()} values of {key} are NaN or infinite; "
+                "these weights are of no use: go back to an earlier checkpoint"
+            )
+
+
+def _some(items: list[str], limit: int = 3) -> str:
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
