@@ -75,7 +75,7 @@ class QuantizedProgram:
 
     def layers(self) -> list[QuantizedLayer]:
         """The convolutions in the order they run."""
-        modules = dict(self.module.named_modules())
+        modules = dict(self.module.named_modules(remove_duplicate=False))  # shared scales: one quantizer, many names
         found = []
         for node in self.module.graph.nodes:
             if node.op != "call_function" or node.target not in CONVOLUTIONS:

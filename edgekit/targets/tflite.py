@@ -1,0 +1,164 @@
+"""TFLite: static NHWC tiles for LiteRT, int8 with int8 or uint8 images, and float fallbacks."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.bundle.manifest import TensorSpec, Variant
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.scheme import Scheme
+from edgekit.errors import ExportError, MissingExtraError
+from edgekit.models.base import DenoiserModel
+from edgekit.targets import tflite_file
+from edgekit.targets.base import Lowered
+
+
+class _ChannelsLast(nn.Module):
+    """Image in and out as [1, H, W, C], as TFLite and cameras hold it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, sigma: Tensor) -> Tensor:
+        clean: Tensor = self.model(image.permute(0, 3, 1, 2), sigma).permute(0, 2, 3, 1)
+        return clean
+
+
+class TFLite:
+    """Lowers through litert-torch; no TensorFlow is involved."""
+
+    name = "tflite"
+    extra = "tflite"
+    engine = "litert"
+    precisions = ("int8", "fp16", "fp32")
+
+    def scheme(self) -> Scheme:
+        """Affine int8 activations, per-channel int8 weights, every tensor: XNNPACK then takes the whole graph."""
+        return Scheme(name=self.name)
+
+    def available(self) -> str | None:
+        """None when litert-torch, its quantizer and LiteRT are installed, else the missing one."""
+        for library in ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"):
+            if importlib.util.find_spec(library) is None:
+                return library.replace("_", "-")
+        return None
+
+    def lower(
+        self, model: DenoiserModel, program: QuantizedProgram | None, folder: Path, *, name: str, tile: int, precision: str
+    ) -> Lowered:
+        """Write NAME.int8.tflite (with program), NAME.int8-uint8io.tflite, NAME.fp16.tflite and NAME.fp32.tflite."""
+        if (missing := self.available()) is not None:
+            raise MissingExtraError.needs("the tflite target", missing, self.extra)
+        if precision not in self.precisions:
+            raise ExportError(f"precision {precision!r}: tflite exports {', '.join(self.precisions)}")
+        files = {p: folder / f"{name}.{p}.tflite" for p in ("int8", "int8-uint8io", "fp16", "fp32")}
+        shape = (1, tile, tile, model.channels)
+        _convert(model.eval(), shape, files["fp32"], quantized=False)
+        _half(files["fp32"], files["fp16"])
+        kinds = ["fp16", "fp32"]
+        names = None
+        if precision == "int8":
+            if program is None:
+                raise ExportError("precision 'int8' needs a quantized program: run the quantize stage first")
+            _convert(program.converted(), shape, files["int8"], quantized=True)
+            tflite_file.unsigned_io(files["int8"], files["int8-uint8io"])
+            kinds = ["int8", "int8-uint8io", *kinds]
+            names = [layer.name for layer in program.layers()]
+        variants = [_variant(kind, files[kind]) for kind in kinds]
+        variants.sort(key=lambda v: v.name != precision)
+        return Lowered(tuple(variants), tflite_file.layers(files[precision], names))
+
+
+TARGET = TFLite()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """The converter prints its progress; keep it from the user's screen unless it fails."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        level = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(level)
+
+
+def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, quantized: bool) -> None:
+    sample: dict[str, Any] = {"image": torch.rand(shape), "sigma": torch.rand(1)}
+    with _quietly():
+        import litert_torch  # type: ignore[import-untyped]
+        from litert_torch.quantize.pt2e_quantizer import (  # type: ignore[import-untyped]
+            PT2EQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from litert_torch.quantize.quant_config import QuantConfig  # type: ignore[import-untyped]
+
+        config = None
+        if quantized:
+            # Only tells the converter that the program carries its own integers; nothing is calibrated again.
+            stated = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
+            config = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(stated))
+        wrapped = _ChannelsLast(module)
+        try:
+            litert_torch.convert(wrapped, sample_kwargs=sample, quant_config=config).export(str(path))
+        except Exception as error:  # the converter raises whatever its MLIR passes raise
+            first = str(error).strip().splitlines()
+            raise ExportError(f"litert-torch cannot convert the model: {first[0] if first else type(error).__name__}") from error
+
+
+def _half(source: Path, destination: Path) -> None:
+    """Store the weights of a float file as float16; XNNPACK widens them when the file is opened."""
+    with _quietly():
+        from ai_edge_quantizer import qtyping, quantizer  # type: ignore[import-untyped]
+        from ai_edge_quantizer.algorithm_manager import AlgorithmName  # type: ignore[import-untyped]
+
+        weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
+        caster = quantizer.Quantizer(str(source))
+        caster.update_quantization_recipe(
+            regex=".*",
+            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+            op_config=qtyping.OpQuantizationConfig(
+                weight_tensor_config=weights, compute_precision=qtyping.ComputePrecision.FLOAT
+            ),
+            algorithm_key=AlgorithmName.FLOAT_CASTING,
+        )
+        caster.quantize().export_model(str(destination))
+
+
+def _variant(kind: str, path: Path) -> Variant:
+    """Read the tensors back from the file: the manifest states what was written, not what was meant."""
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    runner = interpreter.get_signature_runner()
+
+    def spec(name: str, role: str, details: Any) -> TensorSpec:
+        scale, zero_point = details["quantization"]
+        integer = scale != 0
+        shape = tuple(int(side) for side in details["shape"])
+        return TensorSpec(
+            name=name,
+            role=role,
+            shape=shape,
+            layout="NHWC" if len(shape) == 4 else "N",
+            dtype=details["dtype"].__name__,
+            scale=float(scale) if integer else None,
+            zero_point=int(zero_point) if integer else None,
+        )
+
+    inputs = tuple(spec(n, n, d) for n, d in sorted(runner.get_input_details().items()))
+    outputs = tuple(spec(n, "clean", d) for n, d in runner.get_output_details().items())
+    return Variant(name=kind, file=path.name, engine=TFLite.engine, inputs=inputs, outputs=outputs)

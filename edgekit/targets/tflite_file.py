@@ -1,0 +1,169 @@
+"""Reading and rewriting .tflite flatbuffers: layers and their MACs, what XNNPACK took, 8-bit unsigned input and output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgekit.bundle.manifest import LayerReport
+from edgekit.errors import ExportError
+
+# TensorType of the TFLite schema -> numpy's name.
+_DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 7: "int16", 9: "int8"}
+_INT8, _UINT8 = 9, 3
+
+
+def read(path: Path) -> Any:
+    """Unpack a .tflite file into the schema's object tree (ModelT)."""
+    import ai_edge_litert.schema_py_generated as schema  # type: ignore[import-untyped]
+
+    return schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+
+
+def write(model: Any, path: Path) -> None:
+    """Pack an object tree (ModelT) into a .tflite file."""
+    import flatbuffers  # type: ignore[import-untyped]
+
+    builder = flatbuffers.Builder(1 << 20)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(bytes(builder.Output()))
+
+
+def operator_names(model: Any) -> list[str]:
+    """Operator name of each node of the main graph, in order."""
+    import ai_edge_litert.schema_py_generated as schema
+
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
+
+    def code(entry: Any) -> int:
+        # Old files keep small codes in the deprecated byte.
+        return max(int(entry.builtinCode), int(entry.deprecatedBuiltinCode))
+
+    return [names[code(model.operatorCodes[node.opcodeIndex])] for node in model.subgraphs[0].operators]
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def _macs(op: str, source: list[int], weights: list[int], result: list[int]) -> int | None:
+    """Multiply-accumulates of one node from its tensor shapes (NHWC; weights OHWI, depthwise 1HWC); None: not a product."""
+    if op == "CONV_2D":
+        out, height, width, depth = weights
+        return result[1] * result[2] * out * height * width * depth
+    if op == "DEPTHWISE_CONV_2D":
+        _, height, width, out = weights
+        return result[1] * result[2] * out * height * width
+    if op == "TRANSPOSE_CONV":
+        out, height, width, depth = weights
+        return source[1] * source[2] * out * height * width * depth
+    if op == "FULLY_CONNECTED":
+        out, depth = weights
+        rows = 1
+        for side in source[:-1]:
+            rows *= side
+        return rows * out * depth
+    return None
+
+
+def layers(path: Path, names: list[str] | None = None) -> tuple[LayerReport, ...]:
+    """Report every layer with MACs, from the file itself and from what XNNPACK takes of it on this machine.
+
+    Args:
+        path: the .tflite file.
+        names: module paths of these layers in order; used when there are as many.
+    Raises: ExportError: the file has no layer with MACs.
+    """
+    model = read(path)
+    graph = model.subgraphs[0]
+    taken = delegated(path)
+    found = []
+    for index, (op, node) in enumerate(zip(operator_names(model), graph.operators, strict=True)):
+        if op not in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"):
+            continue
+        # TRANSPOSE_CONV takes (output shape, weights, input); the others (input, weights, bias).
+        source, weights = (node.inputs[2], node.inputs[1]) if op == "TRANSPOSE_CONV" else node.inputs[:2]
+        tensors = [graph.tensors[i] for i in (source, weights, node.outputs[0])]
+        macs = _macs(op, *([int(side) for side in t.shape] for t in tensors))
+        kinds = {_DTYPES.get(t.type, f"type {t.type}") for t in tensors[:2]}
+        dtype = kinds.pop() if len(kinds) == 1 else "float32"
+        found.append((_text(tensors[2].name), op, int(macs or 0), dtype, index in taken))
+    if not found:
+        raise ExportError(f"{path.name} has no convolution: nothing to report")
+    if names is not None and len(names) == len(found):
+        found = [(name, *rest) for name, (_, *rest) in zip(names, found, strict=True)]
+    return tuple(LayerReport(*row) for row in found)
+
+
+def delegated(path: Path) -> set[int]:
+    """Indices of the nodes that XNNPACK took, walking back from the outputs of each of its partitions."""
+    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    nodes = interpreter._get_ops_details()
+    producer = {int(t): n["index"] for n in nodes if n["op_name"] != "DELEGATE" for t in n["outputs"]}
+    inputs = {n["index"]: [int(t) for t in n["inputs"]] for n in nodes}
+    taken: set[int] = set()
+    for partition in (n for n in nodes if n["op_name"] == "DELEGATE"):
+        border = {int(t) for t in partition["inputs"]}
+        queue = [int(t) for t in partition["outputs"]]
+        while queue:
+            tensor = queue.pop()
+            if tensor in border or tensor not in producer or producer[tensor] in taken:
+                continue
+            taken.add(producer[tensor])
+            queue += inputs[producer[tensor]]
+    return taken
+
+
+def int8_share(report: tuple[LayerReport, ...]) -> float:
+    """Share of MACs computed in int8, 0..1."""
+    return sum(r.macs for r in report if r.dtype == "int8") / sum(r.macs for r in report)
+
+
+def unsigned_io(source: Path, destination: Path) -> None:
+    """Rewrite an int8 file so that images enter and leave as uint8 (scale 1/255, zero point 0); the rest is unchanged.
+
+    A QUANTIZE node at each end adds 128: exact, because both sides share the scale.
+    """
+    import ai_edge_litert.schema_py_generated as schema
+
+    model = read(source)
+    graph = model.subgraphs[0]
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.QUANTIZE
+    code.version = 2  # requantization between 8-bit types
+    model.operatorCodes.append(code)
+    opcode = len(model.operatorCodes) - 1
+
+    def twin(index: int) -> int:
+        tensor = graph.tensors[index]
+        unsigned = schema.TensorT()
+        unsigned.name, unsigned.shape, unsigned.type = _text(tensor.name) + "_uint8", tensor.shape, _UINT8
+        unsigned.shapeSignature, unsigned.hasRank = tensor.shapeSignature, tensor.hasRank
+        unsigned.buffer = 0  # by convention the empty buffer: the tensor is computed
+        unsigned.quantization = schema.QuantizationParametersT()
+        unsigned.quantization.scale = list(tensor.quantization.scale)
+        unsigned.quantization.zeroPoint = [int(z) + 128 for z in tensor.quantization.zeroPoint]
+        graph.tensors.append(unsigned)
+        return len(graph.tensors) - 1
+
+    def convert(source: int, result: int) -> Any:
+        node = schema.OperatorT()
+        node.opcodeIndex, node.inputs, node.outputs = opcode, [source], [result]
+        node.builtinOptionsType = schema.BuiltinOptions.QuantizeOptions
+        node.builtinOptions = schema.QuantizeOptionsT()
+        return node
+
+    images_in = [i for i in graph.inputs if len(graph.tensors[i].shape) == 4 and graph.tensors[i].type == _INT8]
+    swap = {int(i): twin(int(i)) for i in [*images_in, *graph.outputs]}
+    first = [convert(swap[int(i)], int(i)) for i in images_in]
+    last = [convert(int(i), swap[int(i)]) for i in graph.outputs]
+    graph.operators = [*first, *graph.operators, *last]
+    graph.inputs = [swap.get(int(i), int(i)) for i in graph.inputs]
+    graph.outputs = [swap[int(i)] for i in graph.outputs]
+    for signature in model.signatureDefs or []:
+        for entry in [*signature.inputs, *signature.outputs]:
+            entry.tensorIndex = swap.get(int(entry.tensorIndex), int(entry.tensorIndex))
+    write(model, destination)
