@@ -102,15 +102,55 @@ class TrainSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
 
 
+class PruneSettings(Settings):
+    """Removal of whole channels, nothing trained."""
+
+    # Share of the model's MACs to remove.
+    ratio: Annotated[float, Field(ge=0, le=0.9)] = 0.25
+    # Widths become multiples of this: what SIMD kernels fill.
+    round_to: PositiveInt = 8
+    # "taylor": the effect on the loss, on so many noisy batches; "l1": the norm of the weights, a baseline.
+    criterion: Literal["taylor", "l1"] = "taylor"
+    batches: PositiveInt = 16
+    # How often channels are scored anew on the way.
+    rounds: PositiveInt = 4
+
+
+class DistillSettings(Settings):
+    """Recovery training of the pruned student."""
+
+    steps: PositiveInt = 2000
+    # What the caller draws the batches with.
+    batch: PositiveInt = 8
+    patch: PositiveInt = 96
+    # The student cycles through so many batches, on which the teacher runs once.
+    cache_batches: PositiveInt = 128
+    loss: str = "l1"
+    # Weights of the distances to the teacher's output, to the clean image, and to the teacher's features.
+    output_weight: Annotated[float, Field(ge=0)] = 0.5
+    clean_weight: Annotated[float, Field(ge=0)] = 0.5
+    feature_weight: Annotated[float, Field(ge=0)] = 0.0
+    # Module of the student -> module of the teacher whose output it imitates, e.g. {"middle": "middle"}.
+    features: dict[str, str] = {}
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    warmup: Annotated[int, Field(ge=0)] = 50
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    seed: int = 0
+    save_every: PositiveInt = 500
+
+
 class QuantizeSettings(Settings):
     """INT8: ranges observed on noisy batches, then learned together with the weights (QAT)."""
 
     # 0 is calibration alone (post-training quantization).
     steps: Annotated[int, Field(ge=0)] = 1000
     calibration_batches: PositiveInt = 8
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # Ranges are in units of their observed width.
-    range_learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    range_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     warmup: Annotated[int, Field(ge=0)] = 20
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
@@ -188,7 +228,7 @@ def load(cls: type[_S], path: Path | str | None, overrides: Mapping[str, Any]) -
         return make(cls, given)
     file = Path(path)
     settings = _read_yaml(file)
-    # Alone first, so that an error in the file is blamed on the file; a setting the file leaves to the flags may be missing.
+    # Alone first, so that an error in the file is blamed on the file; what it leaves to the flags may be missing.
     make(cls, {**{n: given[n] for n in given if n not in settings}, **settings}, where=str(file))
     return make(cls, {**settings, **given})
 
