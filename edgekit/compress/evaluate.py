@@ -1,0 +1,77 @@
+"""How well a model denoises held-out tiles, as a device would see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekit.compress.record import SIGMAS
+from edgekit.errors import ShapeError
+from edgekit.models.base import DenoiserModel
+
+# Anything that maps (noisy float32 [N, C, H, W] in 0..1, sigma float32 [N] in 0..1) to the clean estimate.
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+def noisy_tiles(tiles: NDArray[np.uint8], sigma: float, seed: int = 0) -> NDArray[np.uint8]:
+    """Add seeded Gaussian noise as a device hands it over: clipped and rounded to 8 bits.
+
+    Args:
+        tiles: clean images, uint8 [K, H, W, C].
+        sigma: standard deviation in 8-bit units, 0..255.
+    Returns: uint8 [K, H, W, C]; a tile's noise depends on its place k, sigma and seed, not on how many tiles there are.
+    """
+    noisy = np.empty_like(tiles)
+    for k, tile in enumerate(tiles):
+        rng = np.random.default_rng([seed, round(1000 * sigma), k])
+        noisy[k] = np.clip(np.rint(tile + sigma * rng.standard_normal(tile.shape)), 0, 255)
+    return noisy
+
+
+def evaluate(
+    model: DenoiserModel | Denoise, tiles: NDArray[np.uint8], sigmas: Sequence[int] = SIGMAS, seed: int = 0
+) -> dict[int, float]:
+    """Measure PSNR on held-out tiles with seeded Gaussian noise, clipped and rounded on the way in and out.
+
+    Args:
+        model: a model, or any function (noisy [N, C, H, W], sigma [N]) -> clean, all in 0..1. A model is put in
+            evaluation mode for the while; its weights and mode are as before afterwards.
+        tiles: clean images, uint8 [K, H, W, C], H and W multiples of the model's stride.
+        sigmas: noise levels in 8-bit units.
+    Returns: mean PSNR over the tiles in dB, by sigma; infinite where every pixel is right.
+    Raises: ShapeError: tiles of another rank or dtype, or that do not fit the model.
+    """
+    if tiles.ndim != 4 or tiles.dtype != np.uint8 or not len(tiles):
+        raise ShapeError(f"tiles are {tiles.dtype} {list(tiles.shape)}: expected uint8 [K, H, W, C] with K at least 1")
+    was_training = isinstance(model, nn.Module) and model.training
+    if isinstance(model, DenoiserModel):
+        model.eval()
+    try:
+        return {sigma: _psnr(model, tiles, sigma, seed) for sigma in sigmas}
+    finally:
+        if isinstance(model, DenoiserModel):
+            model.train(was_training)
+
+
+@torch.no_grad()
+def _psnr(model: Denoise, tiles: NDArray[np.uint8], sigma: int, seed: int) -> float:
+    device = next(model.parameters()).device if isinstance(model, nn.Module) else None
+    level = torch.full((1,), sigma / 255, device=device)
+    total = 0.0
+    # One tile at a time: memory stays that of a tile, and the figure does not depend on a batch size.
+    for clean, noisy in zip(tiles, noisy_tiles(tiles, sigma, seed), strict=True):
+        output = model(_to_tensor(noisy).to(device), level).float().cpu()
+        error = (output[0].permute(1, 2, 0).clamp(0, 1) * 255).round().double() - torch.from_numpy(clean).double()
+        mse = error.square().mean()
+        total += (10 * torch.log10(255**2 / mse)).item()
+    return total / len(tiles)
+
+
+def _to_tensor(image: NDArray[Any]) -> Tensor:
+    """uint8 [H, W, C] to float32 [1, C, H, W] in 0..1, channels last in memory, which convolutions prefer."""
+    return (torch.from_numpy(image).float() / 255).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,51 @@
+"""Losses by name, each a mean per image so that images can be weighted; training and compression share them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from edgekit.errors import UnknownNameError
+
+# Charbonnier's epsilon (Lai et al. 2017, arXiv:1704.03915): where the loss turns from quadratic to linear.
+_EPSILON = 1e-3
+
+
+def l1(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error of each image, [N]."""
+    return (output - target).abs().flatten(1).mean(1)
+
+
+def mse(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each image, [N]."""
+    return (output - target).square().flatten(1).mean(1)
+
+
+def charbonnier(output: Tensor, target: Tensor) -> Tensor:
+    """Charbonnier error of each image, sqrt(d^2 + eps^2), [N]."""
+    return ((output - target).square() + _EPSILON**2).sqrt().flatten(1).mean(1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"l1": l1, "mse": mse, "charbonnier": charbonnier}
+
+
+def weighted(mix: Mapping[str, float], output: Tensor, target: Tensor, sigma: Tensor | None = None) -> Tensor:
+    """The weighted sum of named losses, averaged over the batch.
+
+    Args:
+        mix: weight of each loss by name, e.g. {"l1": 1.0, "mse": 0.5}.
+        output, target: [N, C, H, W].
+        sigma: [N] in 0..1; when given, each image's loss is divided by (255 sigma + 5) / 30, so that the error left at
+            low noise, which is smaller, counts as much as the error left at high noise.
+    Raises: UnknownNameError.
+    """
+    total = output.new_zeros(output.shape[0])
+    for name, weight in mix.items():
+        if name not in LOSSES:
+            raise UnknownNameError.unknown("loss", name, LOSSES)
+        total = total + weight * LOSSES[name](output, target)
+    if sigma is not None:
+        total = total / ((255 * sigma + 5) / 30)
+    return torch.mean(total)
