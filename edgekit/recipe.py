@@ -174,7 +174,7 @@ class Recipe(Settings):
     # Share of the MACs to remove.
     prune: Annotated[float, Field(ge=0, le=0.9)] = 0.25
     # Training steps of distillation and quantization together; None is what the stages' own settings say.
-    steps: PositiveInt | None = None
+    steps: Annotated[int, Field(ge=0)] | None = None
     target: str
     precision: Literal["int8", "fp16", "fp32"] = "int8"
     # dB lost at most, in all, against the original FP32 model.
@@ -182,6 +182,10 @@ class Recipe(Settings):
     # Height and width of the target's static input, in pixels.
     tile: Annotated[int, Field(ge=32, le=4096)] = 512
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    # The stages in detail; `prune`, `steps` and `seed` above win over what these say.
+    pruning: PruneSettings = PruneSettings()
+    distillation: DistillSettings = DistillSettings()
+    quantization: QuantizeSettings = QuantizeSettings()
 
     @field_validator("sigma", mode="before")
     @classmethod
