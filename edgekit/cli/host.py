@@ -1,0 +1,103 @@
+"""compress and train: what runs on the host."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from edgekit.cli import show
+from edgekit.cli.progress import Bars
+from edgekit.extras import needed
+
+# Flags are passed on as text: the recipe checks them, so that a flag and a line of a recipe file get the same answer.
+Flag = str | None
+
+
+def compress(
+    target: Annotated[Flag, typer.Option(metavar="NAME", help="What to export for, e.g. tflite.")] = None,
+    model: Annotated[
+        Flag, typer.Option(metavar="NAME", show_default="dsunet-s", help="Model; `edgekit models` lists them.")
+    ] = None,
+    weights: Annotated[
+        Flag, typer.Option(metavar="FILE", show_default="shipped", help="Its weights, a .safetensors file.")
+    ] = None,
+    teacher: Annotated[
+        Flag, typer.Option(metavar="NAME|none", show_default="unet", help="Model that teaches the pruned one.")
+    ] = None,
+    data: Annotated[
+        Flag,
+        typer.Option(
+            metavar="DIR", show_default="built in", help="Folder of clean images, or of pairs in noisy/ and clean/."
+        ),
+    ] = None,
+    sigma: Annotated[
+        Flag, typer.Option(metavar="LOW:HIGH", show_default="0:55", help="Noise levels in 8-bit units, 0 to 255.")
+    ] = None,
+    prune: Annotated[Flag, typer.Option(metavar="SHARE", show_default="0.25", help="Share of the MACs to remove.")] = None,
+    steps: Annotated[
+        Flag, typer.Option(metavar="N", show_default="the recipe's", help="Training steps, distill and quantize together.")
+    ] = None,
+    precision: Annotated[
+        Flag, typer.Option(metavar="int8|fp16|fp32", show_default="int8", help="What the model computes in.")
+    ] = None,
+    max_drop: Annotated[
+        Flag, typer.Option(metavar="DB", show_default="0.5", help="dB that may be lost against the original FP32 model.")
+    ] = None,
+    tile: Annotated[
+        Flag, typer.Option(metavar="PIXELS", show_default="512", help="Height and width of the model's input.")
+    ] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file of settings with these names; flags win.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the bundle into.")] = Path("build"),
+    seed: Annotated[Flag, typer.Option(metavar="N", show_default="0", help="Seed of every generator.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show stages, settings and time; write nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+) -> None:
+    """Prune, distill, quantize and export a denoiser; ends in a verdict."""
+    settings: dict[str, Any] = {
+        "model": model,
+        "weights": weights,
+        "teacher": teacher,
+        "data": data,
+        "sigma": sigma,
+        "prune": prune,
+        "steps": steps,
+        "target": target,
+        "precision": precision,
+        "max_drop": max_drop,
+        "tile": tile,
+        "seed": seed,
+    }
+    with needed("compress", "train,tflite"):
+        from edgekit import pipeline
+        from edgekit.recipe import load_recipe
+
+        loaded = load_recipe(recipe, **settings)
+        if dry_run:
+            _show_plan(pipeline.plan(loaded))
+            return
+        with Bars() as bars:
+            bundle = pipeline.compress(loaded, out=out, force=force, resume=resume, progress=bars)
+        from edgekit.runtime.check import check
+
+        screen = show.console()
+        screen.print(show.stages(bundle.manifest))
+        found = check(bundle.source)
+    show.verdict(screen, found, str(bundle.source))
+    raise typer.Exit(found.exit_code)
+
+
+def _show_plan(stages: Any) -> None:
+    rows = [
+        [stage.name, ", ".join(f"{name} {value}" for name, value in stage.settings.items()), f"{stage.seconds:.0f}"]
+        for stage in stages
+    ]
+    screen = show.console()
+    screen.print(show.table(["stage", "settings", "seconds"], rows, title="What would run", right="seconds"))
+    total = sum(stage.seconds for stage in stages)
+    screen.print(Text(f"about {total / 60:.1f} min on this machine; nothing was written"))

@@ -1,0 +1,59 @@
+"""From what a command raised to one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from edgekit.errors import EdgekitError
+from edgekit.extras import EXTRAS, pip_line
+
+OK, FAIL, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line and return its exit code; errors become one line on stderr."""
+    from edgekit.cli.app import app
+
+    try:
+        code = app(args=list(arguments), prog_name="edgekit", standalone_mode=False)
+        # Typer before 0.20 returns None, later ones hand the exit code of `typer.Exit` back.
+        return code if isinstance(code, int) else OK
+    except typer.Exit as leave:
+        return leave.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return _say("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; whatever Python flushes on its way out must not fail either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except EdgekitError as error:
+        return _say(f"error: {error}")
+    except ModuleNotFoundError as error:
+        library = (error.name or "").partition(".")[0]
+        if library not in EXTRAS:
+            raise
+        return _say(f"error: this command needs {library}, which is not installed: {pip_line(EXTRAS[library])}")
+    except MemoryError:
+        return _say("error: out of memory: use a smaller --tile or fewer --threads, or close other programs")
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            place = f" while writing {error.filename}" if error.filename else ""
+            return _say(f"error: disk full{place}: free some space or choose another --out")
+        where = f"{error.filename}: " if error.filename else ""
+        return _say(f"error: {where}{error.strerror or error}")
+    except Exception as error:
+        # Usage errors: their base class is click's in older releases of typer and typer's own in newer ones.
+        if not hasattr(error, "format_message"):
+            raise
+        return _say(f"error: {error.format_message().rstrip('.')}; see edgekit --help")
+
+
+def _say(line: str, code: int = BAD_INPUT) -> int:
+    """Print one line, whatever a file name or a library's message may hold, and pass the exit code on."""
+    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,52 @@
+"""models and doctor: what there is, and what works here."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from edgekit.cli import show
+from edgekit.extras import needed
+
+
+def models() -> None:
+    """List the models: cost, size, receptive radius, shipped weights and their licence."""
+    with needed("the list of models"):
+        from edgekit import models as known
+
+        shipped = known.shipped()
+        rows = []
+        for name in known.names():
+            model = known.create(name)
+            header = known.metadata(shipped[name]) if name in shipped else {}
+            rows.append(
+                [
+                    name,
+                    f"{model.macs_per_pixel() / 1e3:.1f}",
+                    f"{model.parameter_count():,}",
+                    str(model.halo),
+                    str(model.stride),
+                    "gray" if model.channels == 1 else "RGB",
+                    "yes" if name in shipped else "no",
+                    header.get("licence", ""),
+                ]
+            )
+    columns = ["model", "kMAC/px", "parameters", "halo px", "stride", "images", "weights shipped", "their licence"]
+    show.console().print(show.table(columns, rows, right="kMAC/px,parameters,halo px,stride"))
+
+
+def doctor() -> None:
+    """Show what works here, and the pip line for each thing that does not."""
+    from edgekit.doctor import examine
+
+    findings = examine()
+    rows = [
+        [
+            finding.area,
+            finding.name,
+            Text("yes", style="green") if finding.works else Text("no", style="red"),
+            finding.detail,
+            finding.fix,
+        ]
+        for finding in findings
+    ]
+    show.console().print(show.table(["", "what", "works", "detail", "to mend it"], rows))

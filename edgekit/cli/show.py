@@ -1,0 +1,87 @@
+"""How tables and verdicts look."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgekit.bundle.manifest import Manifest
+from edgekit.runtime.verdict import Verdict
+
+# A table that is cut to 80 columns because nobody looks at it helps nobody.
+_PIPED_WIDTH = 160
+
+
+def console() -> Console:
+    """The console for results: stdout, wide when it goes to a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str = "") -> Table:
+    """A table; cells are plain text, never markup.
+
+    Args:
+        columns: their headings.
+        rows: their cells.
+        title: a line above it.
+        right: headings of the columns of numbers, separated by commas.
+    """
+    numbers = {name.strip() for name in right.split(",")}
+    result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    for column in columns:
+        result.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    return result
+
+
+def stages(manifest: Manifest) -> Table:
+    """What each stage did to the model: size, and dB at each noise level before and after."""
+    levels = sorted({int(s) for stage in manifest.stages for s in stage.get("db_after", {})})
+    columns = ["stage", "kMAC/px", "parameters", *(f"sigma {s}" for s in levels), "seconds", "what"]
+    rows = [[*_stage(stage, levels)] for stage in manifest.stages]
+    title = f"{manifest.name} for {manifest.target}: dB after each stage, on held-out tiles"
+    return table(columns, rows, title=title, right=",".join(columns[1:-1]))
+
+
+def _stage(stage: Mapping[str, Any], levels: Sequence[int]) -> Iterable[str]:
+    yield stage["stage"]
+    yield f"{stage['after']['macs_per_pixel'] / 1e3:.2f}"
+    yield f"{stage['after']['parameters']:,}"
+    for level in levels:
+        value = stage["db_after"].get(str(level))
+        yield "" if value is None else f"{value:.2f}"
+    yield f"{stage['seconds']:.0f}"
+    yield stage["what"]
+
+
+def verdict(out: Console, found: Verdict, place: str = "") -> None:
+    """Print a verdict: why it fails and what is to be noted, then the one line."""
+    for reason in found.reasons:
+        out.print(Text(f"- {reason}", style="red"), soft_wrap=True)
+    for note in found.notes:
+        out.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+    line = Text(found.line() + (f"  -> {place}" if place else ""))
+    line.stylize("bold green" if found.passed else "bold red", 0, 4)
+    out.print(line, soft_wrap=True)
+
+
+def levels(found: Verdict) -> Table:
+    """The verdict's figures, one row a noise level."""
+    columns = ["sigma", "noisy", "FP32 original", "FP32 compressed", "this device", "total", "quantization"]
+    rows = [
+        [
+            "mean" if row.sigma is None else f"{row.sigma:g}",
+            *(f"{value:.2f}" for value in (row.noisy, row.fp32_original, row.fp32_compressed, row.device)),
+            f"{-row.total_drop:+.2f}",
+            f"{-row.quantization_drop:+.2f}",
+        ]
+        for row in (*found.rows, found.total)
+    ]
+    return table(columns, rows, title=f"{found.name}: dB against the clean golden tiles", right=",".join(columns))
