@@ -89,6 +89,8 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         output = image if leaves and self.scheme.quantized_io else activation
         inputs: dict[Node, Any] = {}
         if node.target in CONVOLUTIONS:
+            if str(_node(node.args[1]).target).removesuffix(".weight") in self.scheme.wide:
+                return
             inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
             fused = len(node.users) == 1 and next(iter(node.users)).target in RELU
             result = output if every and not fused else None

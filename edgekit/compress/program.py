@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +94,10 @@ class QuantizedProgram:
 
     def converted(self) -> GraphModule:
         """The program with quantize and dequantize operators and integer weights, ready to lower."""
-        result: GraphModule = convert_pt2e(copy.deepcopy(self.module), fold_quantize=False)
+        with warnings.catch_warnings():
+            # torchao still asks torch for a spelling that torch deprecates.
+            warnings.simplefilter("ignore", FutureWarning)
+            result: GraphModule = convert_pt2e(copy.deepcopy(self.module), fold_quantize=False)
         return result
 
 

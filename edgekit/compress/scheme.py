@@ -17,6 +17,7 @@ class Scheme:
             of convolutions.
         quantized_io: the image enters and leaves as integers of scale 1/255 and zero point -128, sigma as integers that
             span the noise range.
+        wide: module paths of convolutions that stay in float.
     """
 
     name: str
@@ -24,3 +25,4 @@ class Scheme:
     weight_bits: int = 8
     every_tensor: bool = True
     quantized_io: bool = True
+    wide: frozenset[str] = frozenset()

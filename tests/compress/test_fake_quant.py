@@ -1,0 +1,81 @@
+"""Hand-computed integers of the fake quantizers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
+
+
+def observed(*values: float, symmetric: bool = False) -> LearnedRange:
+    quantizer = LearnedRange(symmetric=symmetric)
+    quantizer(torch.tensor(values))
+    quantizer.learn()
+    return quantizer
+
+
+def test_affine_scale_and_zero_point_of_an_observed_range() -> None:
+    scale, zero_point = observed(-1.0, 0.5, 3.0).calculate_qparams()
+    assert scale.item() == pytest.approx(4 / 255)
+    # -128 + 1 / (4 / 255) = -64.25
+    assert zero_point.item() == -64
+
+
+def test_range_always_holds_zero_because_convolutions_pad_with_it() -> None:
+    scale, zero_point = observed(2.0, 5.1).calculate_qparams()
+    assert scale.item() == pytest.approx(5.1 / 255)
+    assert zero_point.item() == -128
+
+
+def test_symmetric_zero_point_is_zero_and_range_the_larger_side() -> None:
+    scale, zero_point = observed(-1.0, 3.0, symmetric=True).calculate_qparams()
+    assert scale.item() == pytest.approx(3 / 127)
+    assert zero_point.item() == 0
+
+
+def test_fixed_range_is_that_of_an_8_bit_image_whatever_it_sees() -> None:
+    quantizer = LearnedRange(fixed=(0.0, 1.0))
+    quantizer(torch.tensor([-7.0, 9.0]))
+    quantizer.learn()
+    scale, zero_point = quantizer.calculate_qparams()
+    assert scale.item() == pytest.approx(1 / 255)
+    assert zero_point.item() == -128
+    levels = torch.arange(256) / 255
+    torch.testing.assert_close(quantizer(levels), levels)
+
+
+def test_values_land_on_the_grid_and_saturate() -> None:
+    quantizer = observed(0.0, 2.55)  # scale 0.01
+    result = quantizer(torch.tensor([0.004, 0.006, 1.234, 9.0, -1.0]))
+    torch.testing.assert_close(result, torch.tensor([0.0, 0.01, 1.23, 2.55, 0.0]))
+
+
+def test_an_upper_bound_learns_from_what_it_cuts_off() -> None:
+    quantizer = observed(0.0, 1.0)
+    quantizer(torch.tensor([5.0, 0.5])).sum().backward()  # a larger output is better: the bound must rise
+    assert quantizer.upper.grad is not None
+    assert quantizer.upper.grad.item() > 0
+
+
+def test_a_tensor_of_zeros_gives_a_finite_scale() -> None:
+    scale, _ = observed(0.0, 0.0).calculate_qparams()
+    assert torch.isfinite(scale).all()
+    assert scale.item() > 0
+
+
+def test_learned_bounds_survive_a_state_dict() -> None:
+    source, copy = observed(-1.0, 3.0), observed(-9.0, 9.0)
+    copy.load_state_dict(source.state_dict())
+    assert copy.calculate_qparams() == source.calculate_qparams()
+
+
+@pytest.mark.parametrize(("bits", "peak"), [(8, 127), (7, 63)])
+def test_weights_have_one_scale_an_output_channel(bits: int, peak: int) -> None:
+    quantizer = ChannelWeights(bits=bits)
+    weight = torch.tensor([[1.0, -2.0], [0.5, 0.25]])[:, :, None, None]
+    result = quantizer(weight)
+    scale, zero_point = quantizer.calculate_qparams()
+    torch.testing.assert_close(scale, torch.tensor([2 / peak, 0.5 / peak]))
+    assert zero_point.tolist() == [0, 0]
+    assert (result - weight).abs().max() <= scale.max() / 2

@@ -1,0 +1,100 @@
+"""The quantized program: what is quantized, what stays wide, and that converting it changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.quantize import layer_sqnr
+from edgekit.compress.scheme import Scheme
+from edgekit.models import create
+from edgekit.models.base import DenoiserModel
+
+RANGE = (0.0, 55 / 255)
+
+
+def tiny() -> DenoiserModel:
+    torch.manual_seed(0)
+    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[16]])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2)
+    return model.eval()
+
+
+def observed(scheme: Scheme) -> tuple[QuantizedProgram, torch.Tensor, torch.Tensor]:
+    noisy, sigma = torch.rand(3, 3, 32, 40, generator=torch.Generator().manual_seed(0)), torch.tensor([0.02, 0.1, 0.2])
+    program = QuantizedProgram(tiny(), scheme, RANGE)
+    with program.in_float(), torch.no_grad():
+        program(noisy, sigma)
+    for bounds in program.ranges:
+        bounds.learn()
+    return program, noisy, sigma
+
+
+def test_layers_are_the_convolutions_by_module_path_in_the_order_they_run() -> None:
+    program, _, _ = observed(Scheme("t"))
+    assert [layer.name for layer in program.layers()] == [
+        "head",
+        "sigma_bias",
+        "down.0",
+        "middle.0.depthwise",
+        "middle.0.expand",
+        "middle.0.project",
+        "up.0",
+        "decoder.0.0.depthwise",
+        "decoder.0.0.expand",
+        "decoder.0.0.project",
+        "tail",
+    ]
+    # Input, weight and output of each.
+    assert all(len(layer.quantizers) == 3 for layer in program.layers())
+
+
+def test_in_float_it_is_the_model() -> None:
+    program, noisy, sigma = observed(Scheme("t"))
+    with program.in_float(), torch.no_grad():
+        torch.testing.assert_close(program(noisy, sigma), tiny()(noisy, sigma))
+
+
+def test_quantized_it_is_not_and_its_output_is_on_the_8_bit_grid() -> None:
+    program, noisy, sigma = observed(Scheme("t"))
+    with torch.no_grad():
+        result = program(noisy, sigma)
+        assert not torch.equal(result, tiny()(noisy, sigma))
+    torch.testing.assert_close(result * 255, (result * 255).round())
+    assert result.min() >= 0
+    assert result.max() <= 1
+
+
+def test_converting_changes_no_value() -> None:
+    program, noisy, sigma = observed(Scheme("t"))
+    with torch.no_grad():
+        torch.testing.assert_close(program.converted()(noisy, sigma), program(noisy, sigma), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 24, 24), (2, 3, 64, 20)])
+def test_batch_and_size_are_dynamic(shape: tuple[int, ...]) -> None:
+    program, _, _ = observed(Scheme("t"))
+    assert program(torch.rand(shape), torch.full((shape[0],), 0.1)).shape == shape
+
+
+def test_a_wide_layer_keeps_its_weights_in_float() -> None:
+    program, _, _ = observed(Scheme("t", wide=frozenset({"tail"})))
+    integers = {str(n.args[0]) for n in program.converted().graph.nodes if "quantize_per_channel" in str(n.target)}
+    assert any("head" in name for name in integers)
+    assert not any("tail" in name for name in integers)
+
+
+def test_symmetric_scheme_has_zero_points_of_zero() -> None:
+    program, _, _ = observed(Scheme("t", symmetric_activations=True, every_tensor=False, quantized_io=False))
+    assert {int(r.calculate_qparams()[1]) for r in program.ranges} == {0}
+
+
+def test_the_layer_with_the_coarsest_scale_has_the_lowest_sqnr() -> None:
+    program, noisy, sigma = observed(Scheme("t"))
+    layer = next(layer for layer in program.layers() if layer.name == "decoder.0.0.expand")
+    layer.quantizers[2].upper.data *= 60  # its output then has 4 levels left
+    sqnr = layer_sqnr(program, noisy, sigma)
+    # decoder.0.0.project reads that tensor, so it shares the blame.
+    assert min(sqnr, key=lambda name: sqnr[name]) in ("decoder.0.0.expand", "decoder.0.0.project")
