@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from edgekit.errors import MissingExtraError, RecipeError
 from edgekit.recipe_errors import word
@@ -182,7 +182,7 @@ class Recipe(Settings):
     # Height and width of the target's static input, in pixels.
     tile: Annotated[int, Field(ge=32, le=4096)] = 512
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    # The stages in detail; `prune`, `steps` and `seed` above win over what these say.
+    # The stages in detail. `steps`, where it is given, wins over theirs.
     pruning: PruneSettings = PruneSettings()
     distillation: DistillSettings = DistillSettings()
     quantization: QuantizeSettings = QuantizeSettings()
@@ -205,6 +205,15 @@ class Recipe(Settings):
         if value[0] > value[1]:
             raise ValueError("the first number must not be above the second, e.g. 0:55")
         return value
+
+    @model_validator(mode="after")
+    def _agree(self) -> Recipe:
+        """Refuse a stage's own setting that a setting of the whole would silently replace."""
+        if self.pruning.ratio not in (PruneSettings().ratio, self.prune):
+            raise ValueError(f"pruning.ratio {self.pruning.ratio:g} against prune {self.prune:g}: give prune alone")
+        if self.distillation.seed not in (DistillSettings().seed, self.seed):
+            raise ValueError(f"distillation.seed {self.distillation.seed} against seed {self.seed}: give seed alone")
+        return self
 
 
 def make(cls: type[_S], settings: Mapping[str, Any], where: str = "") -> _S:

@@ -51,7 +51,8 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
         return RecipeError(f"{prefix}{name} is missing: give it in the recipe or with --{flag} {flag.upper()}")
     value = f"{prefix}{name} is {first['input']!r}"
     if kind == "value_error":
-        return RecipeError(f"{value}: {first['ctx']['error']}")
+        # Settings that contradict each other have no place of their own.
+        return RecipeError(f"{value if name else prefix.rstrip(': ')}: {first['ctx']['error']}".removeprefix(": "))
     if kind in _BOUNDS:
         return RecipeError(f"{value}: expected {_bounds(_node(cls, location))}")
     if kind == "literal_error":
