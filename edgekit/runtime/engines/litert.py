@@ -1,0 +1,238 @@
+"""TFLite files, by LiteRT or one of its older names."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import math
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.bundle.manifest import TensorSpec, Variant
+from edgekit.errors import EngineError, MissingExtraError
+from edgekit.runtime.engines.base import Availability, OperatorCount
+
+NAME = "litert"
+
+# Module, the attribute path of its Interpreter, and the distribution that brings it; the best first. All three are the
+# same code base: tflite-runtime is LiteRT's old name, still what 32-bit ARM has.
+_LIBRARIES = (
+    ("ai_edge_litert.interpreter", "Interpreter", "ai-edge-litert"),
+    ("tflite_runtime.interpreter", "Interpreter", "tflite-runtime"),
+    ("tensorflow", "lite.Interpreter", "tensorflow"),
+)
+# Operators that only move numbers, or exchange int8 for uint8 (QUANTIZE): wherever they run, the bits are the same.
+_MOVES = {
+    "QUANTIZE",
+    "RESHAPE",
+    "TRANSPOSE",
+    "RESIZE_NEAREST_NEIGHBOR",
+    "BROADCAST_TO",
+    "SPACE_TO_DEPTH",
+    "DEPTH_TO_SPACE",
+}
+
+
+class LiteRTEngine:
+    """A .tflite file in an interpreter."""
+
+    name = NAME
+
+    def __init__(self, path: Path, variant: Variant, threads: int, factory: Any, library: str) -> None:
+        self.library = library
+        self.threads = threads
+        self._path = path
+        try:
+            with warnings.catch_warnings():
+                # tensorflow announces here that its interpreter moved to LiteRT.
+                warnings.simplefilter("ignore")
+                self._interpreter = factory(model_path=str(path), num_threads=threads)
+                self._interpreter.allocate_tensors()
+        except (ValueError, RuntimeError, OSError) as error:
+            raise EngineError(f"{path.name} cannot be opened by {library}: {_line(error)}; export it again") from error
+        signature = _signature(self._interpreter)
+        self._inputs = _match(
+            path, "input", variant.inputs, self._interpreter.get_input_details(), signature.get("inputs", {})
+        )
+        outputs = _match(
+            path, "output", variant.outputs, self._interpreter.get_output_details(), signature.get("outputs", {})
+        )
+        self._output = next(iter(outputs.values()))
+        self.operators, self.kernels = _census(self._interpreter)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        if self._interpreter is None:
+            raise EngineError(f"{self._path.name} is closed: open it again")
+        if inputs.keys() != self._inputs.keys():
+            raise EngineError(
+                f"{self._path.name} was given the inputs {sorted(inputs)}: expected {sorted(self._inputs)}"
+            )
+        for name, array in inputs.items():
+            detail = self._inputs[name]
+            if array.dtype != detail["dtype"] or array.shape != tuple(detail["shape"]):
+                raise EngineError(
+                    f"input {name!r} of {self._path.name} was given {array.dtype} {list(array.shape)}: "
+                    f"expected {np.dtype(detail['dtype'])} {[int(n) for n in detail['shape']]}"
+                )
+            self._interpreter.set_tensor(detail["index"], array)
+        try:
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"{self._path.name} failed in {self.library}: {_line(error)}") from error
+        output: NDArray[Any] = self._interpreter.get_tensor(self._output["index"])
+        return output
+
+    def close(self) -> None:
+        self._interpreter = None
+
+
+def open(path: Path, variant: Variant, *, threads: int) -> LiteRTEngine:  # noqa: D103 - see base.EngineModule
+    factory, library, problem = _library()
+    if factory is None:
+        what = f"running {path.name}"
+        if problem:
+            raise MissingExtraError(f"{what} needs ai-edge-litert: {problem}: pip install 'edgekit[litert]'")
+        raise MissingExtraError.needs(what, "ai-edge-litert", "litert")
+    return LiteRTEngine(path, variant, threads, factory, library)
+
+
+def available() -> Availability:  # noqa: D103 - see base.EngineModule
+    factory, library, problem = _library()
+    if factory is None:
+        return Availability(NAME, None, problem or "none is installed", "pip install 'edgekit[litert]'")
+    return Availability(NAME, library)
+
+
+def _library() -> tuple[Any, str, str]:
+    """The Interpreter class, its library's name and version, and what is wrong with those that are there but broken."""
+    broken = []
+    for module, attribute, distribution in _LIBRARIES:
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except ModuleNotFoundError:
+            continue
+        except (ImportError, AttributeError, OSError, RuntimeError) as error:
+            # tflite-runtime beside numpy 2 fails so: the next library may well work.
+            broken.append(f"{distribution} is installed but broken ({_line(error)})")
+            continue
+        return found, f"{distribution} {_version(module, distribution)}", ""
+    return None, "", "; ".join(broken)
+
+
+def _version(module: str, distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        # tensorflow-cpu and the like bring the module under another name.
+        return str(getattr(importlib.import_module(module.split(".")[0]), "__version__", "of unknown version"))
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _signature(interpreter: Any) -> dict[str, dict[str, int]]:
+    """Names of inputs and outputs in the file's signature, with their tensor indices; empty where it has none."""
+    # Private, and the only way from a signature's names to tensors; without it tensors are matched by name and order.
+    get = getattr(interpreter, "_get_full_signature_list", None)
+    if get is None:
+        return {}
+    signatures = get() or {}
+    return next(iter(signatures.values()), {}) if len(signatures) == 1 else {}
+
+
+def _match(
+    path: Path,
+    kind: str,
+    specs: Sequence[TensorSpec],
+    details: Sequence[Mapping[str, Any]],
+    signature: Mapping[str, int],
+) -> dict[str, Mapping[str, Any]]:
+    """Pair the manifest's tensors with the file's: by name where every name is known, else by order."""
+    if len(specs) != len(details):
+        raise EngineError(
+            f"{path.name} has {len(details)} {kind}s, the manifest names {len(specs)}: they are not of one export"
+        )
+    known = {detail["name"]: detail for detail in details}
+    by_index = {int(detail["index"]): detail for detail in details}
+    known.update({name: by_index[int(i)] for name, i in signature.items() if int(i) in by_index})
+    named = all(spec.name in known for spec in specs)
+    pairs = [(spec, known[spec.name] if named else detail) for spec, detail in zip(specs, details, strict=True)]
+    for spec, detail in pairs:
+        _compare(path, kind, spec, detail)
+    return {spec.name: detail for spec, detail in pairs}
+
+
+def _compare(path: Path, kind: str, spec: TensorSpec, detail: Mapping[str, Any]) -> None:
+    shape = [int(n) for n in detail["shape"]]
+    dtype = str(np.dtype(detail["dtype"]))
+    scale, zero_point = float(detail["quantization"][0]), int(detail["quantization"][1])
+    said = (spec.scale or 0.0, spec.zero_point or 0)
+    fits = (
+        dtype == spec.dtype
+        and len(shape) == len(spec.shape)
+        and all(want in (-1, got) for want, got in zip(spec.shape, shape, strict=True))
+        # The file holds float32, the manifest the shortest decimal of it.
+        and math.isclose(scale, said[0], rel_tol=1e-6)
+        and zero_point == said[1]
+    )
+    if not fits:
+        raise EngineError(
+            f"{kind} {spec.name!r} of {path.name} is {_words(dtype, shape, scale, zero_point)}, the manifest says "
+            f"{_words(spec.dtype, spec.shape, *said)}: they are not of one export"
+        )
+
+
+def _words(dtype: str, shape: Sequence[int], scale: float, zero_point: int) -> str:
+    quantization = f" at scale {scale:.9g}, zero point {zero_point}" if scale else ""
+    return f"{dtype} {list(shape)}{quantization}"
+
+
+def _census(interpreter: Any) -> tuple[Mapping[str, OperatorCount], str]:
+    """Count operators and those that XNNPACK took; which kernels compute, as `Engine.kernels` says it."""
+    try:
+        # Private, and the only way to see the delegate from Python.
+        nodes = interpreter._get_ops_details()
+        total, taken = _partition(nodes)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+        return MappingProxyType({}), "unknown"
+    operators = {name: OperatorCount(n, taken[name]) for name, n in sorted(total.items())}
+    left = [name for name, n in total.items() if taken[name] < n and name not in _MOVES]
+    kernels = "reference" if not taken else "mixed" if left else "xnnpack"
+    return MappingProxyType(operators), kernels
+
+
+def _partition(nodes: Sequence[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str]]:
+    """Operators by name: all, and those inside a DELEGATE node.
+
+    The list holds the original nodes and, after them, one DELEGATE node per partition, which names only the tensors
+    at its border: whatever its outputs need, back to its inputs, is inside.
+    """
+    originals = [node for node in nodes if node["op_name"] != "DELEGATE"]
+    producer = {int(t): i for i, node in enumerate(originals) for t in node["outputs"]}
+    inside: set[int] = set()
+    for delegate in nodes:
+        if delegate["op_name"] != "DELEGATE":
+            continue
+        border = {int(t) for t in delegate["inputs"]}
+        todo = [int(t) for t in delegate["outputs"]]
+        while todo:
+            tensor = todo.pop()
+            if tensor in border or tensor not in producer or producer[tensor] in inside:
+                continue
+            inside.add(producer[tensor])
+            todo.extend(int(t) for t in originals[producer[tensor]]["inputs"])
+    return (
+        Counter(node["op_name"] for node in originals),
+        Counter(originals[i]["op_name"] for i in inside),
+    )
