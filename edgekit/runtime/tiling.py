@@ -116,7 +116,7 @@ def run_tiled(
     Raises: ShapeError: as in `step`.
     """
     result = np.empty_like(image, order="C", subok=False)
-    for row, column in tiles(*image.shape[:2], tile, halo, stride):
+    for row, column in tiles(image.shape[0], image.shape[1], tile, halo, stride):
         output = function(window(image, row.origin, column.origin, tile, tile))
         result[row.start : row.stop, column.start : column.stop] = output[
             row.start - row.origin : row.stop - row.origin, column.start - column.origin : column.stop - column.origin

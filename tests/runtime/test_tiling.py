@@ -21,7 +21,7 @@ def median(image: NDArray[Any], radius: int) -> NDArray[Any]:
 
 
 def cells(image: NDArray[Any], radius: int, stride: int) -> NDArray[Any]:
-    """Largest value over whole cells of `stride` pixels and the cells around: as a strided network, aligned to a grid."""
+    """Largest value over cells of `stride` pixels and the cells around: aligned to a grid, as a strided network."""
     height, width, channels = image.shape
     coarse = image.reshape(height // stride, stride, width // stride, stride, channels).max(axis=(1, 3))
     padded = np.pad(coarse, ((radius, radius), (radius, radius), (0, 0)))
@@ -82,9 +82,7 @@ def test_tiled_equals_whole_for_a_strided_operator(
     halo = stride * radius + stride - 1
     least = -(-(2 * halo + stride) // stride) * stride
     image = noise(height, width, channels, seed)
-    tiled = run_tiled(
-        image, lambda x: cells(x, radius, stride), tile=least + extra * stride, halo=halo, stride=stride
-    )
+    tiled = run_tiled(image, lambda x: cells(x, radius, stride), tile=least + extra * stride, halo=halo, stride=stride)
     np.testing.assert_array_equal(tiled, whole(image, lambda x: cells(x, radius, stride), halo, stride))
 
 
@@ -112,7 +110,7 @@ def test_spans_cover_the_axis_once_with_valid_aligned_pixels(size: int, halo: in
 
 
 def test_spans_are_the_fewest() -> None:
-    # Tile 512, halo 38, stride 4: 436 valid pixels a tile; the first begins 40 before the image, so 434 of them are used.
+    # 436 valid pixels a tile; the first tile begins 40 pixels before the image, so 434 of its pixels are used.
     assert step(512, 38, 4) == 436
     assert len(spans(434, 512, 38, 4)) == 1
     assert len(spans(435, 512, 38, 4)) == 2

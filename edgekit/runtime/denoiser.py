@@ -1,0 +1,293 @@
+"""The denoiser: images of any size and depth through one model file of a bundle."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import warnings
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from edgekit.bundle import reader
+from edgekit.bundle.manifest import Manifest, TensorSpec, Variant
+from edgekit.bundle.reader import Bundle
+from edgekit.errors import EngineError, RecipeError, ShapeError, UnknownNameError
+from edgekit.runtime import pixels, tiling
+from edgekit.runtime.engines.base import Engine
+from edgekit.runtime.engines.registry import open_engine
+from edgekit.runtime.estimate import SigmaEstimate, estimate_sigma
+
+# More threads than this gain nothing on tiles, and on a phone the fifth core is a slow one.
+_MOST_THREADS = 4
+# Noise may lift a float image out of 0..1, but not this far: then it is an image in 0..255.
+_FLOAT_RANGE = (-1.0, 2.0)
+_ALPHA = {2: 1, 4: 3}
+
+
+class Denoiser:
+    """Removes noise from images, tile by tile, with one model file of a bundle.
+
+    Open one with `edgekit.open(path)`, and close it or use `with`. Calls from several threads take turns.
+
+    Attributes:
+        engine: the open engine; tells its library and which kernels run (`edgekit.runtime.engines.base.Engine`).
+        variant: the model file in use, as the manifest describes it.
+        manifest: the bundle's manifest.
+    """
+
+    def __init__(self, engine: Engine, manifest: Manifest, variant: Variant) -> None:
+        """Wrap an open engine; `open` and `from_bundle` are the usual ways.
+
+        Raises: EngineError: the variant's tensors are not those of a denoiser. ShapeError: its tile is too small.
+        """
+        self.engine = engine
+        self.manifest = manifest
+        self.variant = variant
+        self._image = _tensor(variant, "image", variant.inputs)
+        self._clean = _tensor(variant, "clean", variant.outputs)
+        self._sigma = None if manifest.model.blind else _tensor(variant, "sigma", variant.inputs)
+        for spec in (self._image, self._clean):
+            pixels.check_image_tensor(spec)
+            height, width, channels = _dimensions(spec)
+            if channels != self.channels or {height, width} - {-1, self.tile}:
+                raise EngineError(
+                    f"tensor {spec.name!r} of {variant.file} is {width}x{height} with {channels} channels, the "
+                    f"manifest says {self.tile}x{self.tile} with {self.channels}: they are not of one export"
+                )
+        tiling.step(self.tile, self.halo, self.stride)
+        self._bundle: Bundle | None = None
+        self._lock = threading.Lock()
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, variant: str | None = None, threads: int | None = None) -> Denoiser:
+        """Open a model file of a bundle; the bundle stays the caller's to close, after the denoiser.
+
+        Args:
+            bundle: from `edgekit.bundle.reader.read`.
+            variant: which model file, e.g. "int8" or "fp16"; None is the bundle's default.
+            threads: CPU threads; None is as many as there are, at most 4.
+        Raises: UnknownNameError: no such variant, or no engine for it. RecipeError: threads. MissingExtraError: the
+            engine's library is not installed. EngineError: the model file is corrupt, or not what the manifest says.
+        """
+        manifest = bundle.manifest
+        name = manifest.default_variant if variant is None else variant
+        chosen = next((v for v in manifest.variants if v.name == name), None)
+        if chosen is None:
+            raise UnknownNameError.unknown("variant", name, (v.name for v in manifest.variants))
+        engine = open_engine(chosen, bundle.path(chosen.file), _processors() if threads is None else threads)
+        try:
+            return cls(engine, manifest, chosen)
+        except BaseException:
+            engine.close()
+            raise
+
+    @property
+    def tile(self) -> int:
+        """Side in pixels of the square that the model takes at once."""
+        return self.manifest.tile
+
+    @property
+    def halo(self) -> int:
+        """Receptive radius in pixels: how far a pixel's result depends on its surroundings."""
+        return self.manifest.model.halo
+
+    @property
+    def stride(self) -> int:
+        """The network's grid in pixels."""
+        return self.manifest.model.stride
+
+    @property
+    def channels(self) -> int:
+        """Channels the model was made for: 1 (gray) or 3 (RGB). Images of the other kind work too."""
+        return self.manifest.model.channels
+
+    @property
+    def sigma_range(self) -> tuple[float, float] | None:
+        """Noise levels the model takes, in 8-bit units; None for a blind model, which takes none."""
+        return None if self._sigma is None else self.manifest.sigma
+
+    def __call__(self, image: ArrayLike, sigma: float | str | None = None) -> NDArray[Any]:
+        """Remove the noise of an image.
+
+        The result does not depend on the tiles: see `edgekit.runtime.tiling` for how it is defined. Beside the image
+        and its result, memory holds one tile. An 8-bit model keeps the fine bits of uint16 and float images: the noise
+        it found in the upper 8 is subtracted.
+
+        Args:
+            image: uint8, uint16 or float (0..1, which noise may exceed), [H, W] or [H, W, C] with C 1 (gray),
+                2 (gray and alpha), 3 (RGB) or 4 (RGB and alpha), any size. Alpha is passed through untouched. A gray
+                image goes through a colour model three times over and is averaged; a colour image goes through a gray
+                model channel by channel.
+            sigma: standard deviation of the noise in 8-bit units (25 is 25/255 for a float image), within
+                `sigma_range`; or "auto", see `estimate`. A blind model ignores it.
+        Returns: the clean image, same shape and dtype; floats within 0..1.
+        Raises: ShapeError: rank, size, channels, dtype, or values that are not finite or not in 0..1.
+            RecipeError: sigma is missing or out of range. EngineError: the engine failed.
+        Warns: UserWarning: an estimated sigma lay outside the range and was clamped to it.
+        """
+        array = np.asarray(image)
+        colours = _colours(array)
+        planes = array[..., None] if array.ndim == 2 else array
+        shown = planes[..., :colours]
+        _check_values(shown)
+        feed = self._feed(self._level(shown, sigma))
+        with self._lock:
+            clean = self._run(shown, feed)
+        if colours < planes.shape[2]:
+            clean = np.concatenate([clean, planes[..., colours:]], axis=2)
+        return clean.reshape(array.shape)
+
+    def estimate(self, image: ArrayLike) -> SigmaEstimate:
+        """The noise level that `sigma="auto"` would use: see `edgekit.runtime.estimate.estimate_sigma` for its limits.
+
+        Args:
+            image: as for a call, at least 3x3; alpha is ignored.
+        Raises: ShapeError: as for a call, or smaller than 3x3.
+        """
+        array = np.asarray(image)
+        colours = _colours(array)
+        shown = array[..., None] if array.ndim == 2 else array[..., :colours]
+        _check_values(shown)
+        return estimate_sigma(shown, self.manifest.sigma)
+
+    def close(self) -> None:
+        """Free the model, and the bundle if `open` opened it. Closing twice is allowed."""
+        self.engine.close()
+        if self._bundle is not None:
+            self._bundle.close()
+
+    def __enter__(self) -> Denoiser:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        levels = "blind" if self.sigma_range is None else f"sigma {self.sigma_range[0]:g}..{self.sigma_range[1]:g}"
+        return (
+            f"<Denoiser {self.manifest.name!r} {self.variant.name}: {self.channels} channels, tile {self.tile}, "
+            f"halo {self.halo}, {levels}, {self.engine.library} ({self.engine.kernels}), {self.engine.threads} threads>"
+        )
+
+    def _level(self, shown: NDArray[Any], sigma: float | str | None) -> float | None:
+        allowed = self.sigma_range
+        if allowed is None:
+            return None
+        words = f"{allowed[0]:g} to {allowed[1]:g} in 8-bit units, or 'auto'"
+        if isinstance(sigma, str) and sigma == "auto":
+            found = estimate_sigma(shown, allowed)
+            if found.clamped:
+                warnings.warn(
+                    f"estimated sigma {found.raw:.1f} is outside what {self.manifest.name} takes ({allowed[0]:g} to "
+                    f"{allowed[1]:g}): using {found.sigma:g}",
+                    UserWarning,
+                    stacklevel=3,
+                )
+            return found.sigma
+        if sigma is None:
+            raise RecipeError(f"{self.manifest.name} needs a noise level: give sigma, {words}")
+        try:
+            level = math.nan if isinstance(sigma, (str, bool)) else float(sigma)
+        except (TypeError, ValueError):
+            level = math.nan
+        # Written so that a NaN fails.
+        if not allowed[0] <= level <= allowed[1]:
+            raise RecipeError(f"sigma is {sigma!r}: {self.manifest.name} takes {words}")
+        return level
+
+    def _feed(self, level: float | None) -> dict[str, NDArray[Any]]:
+        if self._sigma is None or level is None:
+            return {}
+        return {self._sigma.name: pixels.encode_sigma(level, self._sigma)}
+
+    def _run(self, shown: NDArray[Any], feed: dict[str, NDArray[Any]]) -> NDArray[Any]:
+        native = shown.dtype.newbyteorder("=")
+
+        def one(window: NDArray[Any]) -> NDArray[Any]:
+            seen = np.repeat(window, self.channels, axis=2) if window.shape[2] < self.channels else window
+            output = self.engine.run({self._image.name: pixels.encode(seen, self._image), **feed})
+            return pixels.decode(output, self._clean, window)
+
+        def function(window: NDArray[Any]) -> NDArray[Any]:
+            window = window.astype(native, copy=False)
+            if window.shape[2] > self.channels:
+                return np.concatenate([one(window[..., c : c + 1]) for c in range(window.shape[2])], axis=2)
+            return one(window)
+
+        return tiling.run_tiled(shown, function, tile=self.tile, halo=self.halo, stride=self.stride)
+
+
+def open(path: str | os.PathLike[str], *, variant: str | None = None, threads: int | None = None) -> Denoiser:
+    """Open a bundle for denoising.
+
+    Args:
+        path: the bundle, folder or zip.
+        variant: which model file, e.g. "int8" or "fp16"; None is the bundle's default.
+        threads: CPU threads; None is as many as there are, at most 4.
+    Raises: BundleError: the bundle is incomplete, altered, newer than this reader, or unsafe; and what
+        `Denoiser.from_bundle` raises.
+    """
+    bundle = reader.read(path)
+    try:
+        denoiser = Denoiser.from_bundle(bundle, variant, threads)
+    except BaseException:
+        bundle.close()
+        raise
+    denoiser._bundle = bundle
+    return denoiser
+
+
+def _processors() -> int:
+    # In a container os.cpu_count counts the machine's.
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_THREADS, here)
+
+
+def _tensor(variant: Variant, role: str, specs: tuple[TensorSpec, ...]) -> TensorSpec:
+    found = [spec for spec in specs if spec.role == role]
+    if len(found) != 1:
+        raise EngineError(f"{variant.file} has {len(found)} {role} tensors: expected 1; export the bundle again")
+    return found[0]
+
+
+def _dimensions(spec: TensorSpec) -> tuple[int, int, int]:
+    if spec.layout == "NCHW":
+        return spec.shape[2], spec.shape[3], spec.shape[1]
+    return spec.shape[1], spec.shape[2], spec.shape[3]
+
+
+def _colours(image: NDArray[Any]) -> int:
+    """How many channels are colour, the rest being alpha; refuses what is no image."""
+    if image.ndim not in (2, 3):
+        raise ShapeError(f"image has shape {list(image.shape)}: expected [H, W] or [H, W, C], one image at a time")
+    if not image.size:
+        raise ShapeError(f"image has shape {list(image.shape)}: expected at least one pixel")
+    pixels.full_scale(image.dtype)
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if channels not in (1, 2, 3, 4):
+        raise ShapeError(
+            f"image has shape {list(image.shape)}, so {channels} channels: expected 1 (gray), 2 (gray, alpha), "
+            "3 (RGB) or 4 (RGB, alpha), channels last"
+        )
+    return _ALPHA.get(channels, channels)
+
+
+def _check_values(shown: NDArray[Any]) -> None:
+    if shown.dtype.kind != "f":
+        return
+    # Two reductions rather than a mask: no copy of the image. NaN goes through both.
+    low, high = float(shown.min()), float(shown.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        count = shown.size - int(np.isfinite(shown).sum())
+        raise ShapeError(f"image holds {count} values that are NaN or infinite: expected finite values in 0..1")
+    if low < _FLOAT_RANGE[0] or high > _FLOAT_RANGE[1]:
+        raise ShapeError(
+            f"float image spans {low:g} to {high:g}: expected 0..1 (noise may exceed it by 1); "
+            "divide by 255, or pass uint8"
+        )

@@ -1,0 +1,96 @@
+"""Estimating how noisy an image is, for `sigma="auto"`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.errors import ShapeError
+from edgekit.runtime.pixels import full_scale
+
+_BLOCK = 32
+_QUANTILE = 0.2
+# What the estimate gives for noise of deviation 1 without an image: the low quantile of blocks that scatter.
+_OF_PURE_NOISE = 0.958
+# With fewer blocks a quantile is one block's accident.
+_FEW_BLOCKS = 10
+# Median of the absolute value of a normal variable.
+_MAD = 0.6745
+
+
+@dataclass(frozen=True)
+class SigmaEstimate:
+    """An estimated noise level.
+
+    Attributes:
+        raw: what was measured, in 8-bit units.
+        sigma: the same, within the range that the model takes.
+    """
+
+    raw: float
+    sigma: float
+
+    @property
+    def clamped(self) -> bool:
+        """Whether the measured level lay outside the range."""
+        return self.raw != self.sigma
+
+
+def estimate_sigma(image: NDArray[Any], allowed: tuple[float, float] = (0.0, 255.0)) -> SigmaEstimate:
+    """Estimate the standard deviation of white noise.
+
+    The second differences along both axes (mask 1 -2 1 / -2 4 -2 / 1 -2 1) remove smooth structure; the median of
+    their absolute values, over blocks of 32x32, is robust against edges; the lower fifth of the blocks is flat enough
+    to show the noise rather than texture. Positions that touch black or white are left out: noise is cut off there.
+
+    On photographs with white noise it is right within about 15% from sigma 5 up, and reads about 1.3 where there is
+    none. Noise that a camera has demosaicked, filtered or compressed is correlated between neighbours, which these
+    differences hardly see: there the estimate is far too low, and giving sigma by hand is better.
+
+    Args:
+        image: uint8, uint16 or float in 0..1, [H, W] or [H, W, C] without alpha, at least 3x3.
+        allowed: the range, in 8-bit units, that the result is kept in.
+    Raises: ShapeError: the image is smaller than 3x3, or its dtype is not an image's.
+    Source: mask of Immerkær 1996, doi:10.1006/cviu.1996.0060; median (MAD) of Donoho & Johnstone 1994,
+        doi:10.1093/biomet/81.3.425.
+    """
+    if image.shape[0] < 3 or image.shape[1] < 3:
+        raise ShapeError(
+            f"image is {image.shape[0]}x{image.shape[1]}: estimating sigma needs at least 3x3; give sigma as a number"
+        )
+    levels = list(_block_levels(image))
+    if not levels:
+        # Nothing but black and white: there is no noise to see.
+        raw = 0.0
+    elif len(levels) < _FEW_BLOCKS:
+        raw = float(np.median(levels))
+    else:
+        raw = float(np.quantile(levels, _QUANTILE)) / _OF_PURE_NOISE
+    return SigmaEstimate(raw, min(max(raw, allowed[0]), allowed[1]))
+
+
+def _block_levels(image: NDArray[Any]) -> Iterator[float]:
+    """The noise level of each block and channel, in 8-bit units; blocks that are mostly black or white are left out."""
+    top = full_scale(image.dtype)
+    planes = image[..., None] if image.ndim == 2 else image
+    # A remainder narrower than half a block joins its neighbour.
+    for rows in _cuts(image.shape[0] - 2):
+        for columns in _cuts(image.shape[1] - 2):
+            block = planes[rows[0] : rows[1] + 2, columns[0] : columns[1] + 2].astype(np.float32)
+            cut = (block <= 0) | (block >= top)
+            difference = np.abs(np.diff(np.diff(block, 2, axis=0), 2, axis=1)) * (255 / top / 6)
+            touched: NDArray[np.bool_] = np.lib.stride_tricks.sliding_window_view(cut, (3, 3), (0, 1)).max(axis=(3, 4))
+            for channel in range(block.shape[2]):
+                seen = difference[..., channel][~touched[..., channel]]
+                if 2 * seen.size > touched[..., channel].size:
+                    yield float(np.median(seen)) / _MAD
+
+
+def _cuts(size: int) -> list[tuple[int, int]]:
+    count = max(1, round(size / _BLOCK))
+    edges = [size * i // count for i in range(count + 1)]
+    return list(zip(edges, edges[1:], strict=False))
