@@ -17,7 +17,8 @@ class Scheme:
             of convolutions.
         quantized_io: the image enters and leaves as integers of scale 1/255 and zero point -128, sigma as integers that
             span the noise range.
-        wide: module paths of convolutions that stay in float.
+        wide: module paths of convolutions that stay in float (for TFLite at least two neighbours: its converter makes a
+            lone one between two integer tensors integer again; the layer report shows what came out).
     """
 
     name: str
