@@ -13,12 +13,12 @@ from edgekit.models.base import DenoiserModel
 
 
 class ShuffledUNet(DenoiserModel):
-    """U-Net at half resolution and lower: add skips, pixel-shuffle upsampling, residual output scaled by sigma.
+    """U-Net at half resolution and lower: add skips, pixel-shuffle upsampling, residual output.
 
-    The output is `noisy - sigma * r(noisy, sigma)`: r estimates noise of unit variance whatever sigma is, so one
-    integer scale of r serves low noise as well as high (c_out of Karras et al. 2022, arXiv:2206.00364), and sigma 0
-    is the identity. Sigma enters as a bias per channel after the first convolution - a 1x1 convolution of the map -
-    so that a scalar and a constant map are the same function and a static INT8 graph holds no broadcast of a plane.
+    The output is `noisy - r(noisy, sigma)`. Sigma enters as a bias per channel after the first convolution - a 1x1
+    convolution of the map - so that a scalar and a constant map are the same function, a static INT8 graph holds no
+    broadcast of a plane, and thresholds can grow in proportion to the noise. (Scaling r by sigma, c_out of Karras et
+    al. 2022, arXiv:2206.00364, cost 0.5 dB: the layers would have to divide by sigma, which a bias cannot.)
 
     Args:
         channels: 1 or 3.
@@ -73,7 +73,7 @@ class ShuffledUNet(DenoiserModel):
         x = self.middle(x)
         for blocks, up in zip(reversed(list(self.decoder)), reversed(list(self.up)), strict=True):
             x = blocks(skips.pop() + F.pixel_shuffle(up(x), 2))
-        return noisy - sigma * F.pixel_shuffle(self.tail(x), 2)
+        return noisy - F.pixel_shuffle(self.tail(x), 2)
 
     @property
     def halo(self) -> int:
