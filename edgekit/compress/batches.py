@@ -1,4 +1,4 @@
-"""How training batches reach a stage: drawn by step number, so that a resumed stage sees what the unbroken one would."""
+"""How training batches reach a stage: drawn by step number, so that a resumed stage sees what the whole one would."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _TINY = 1e-8
 
 
 class LearnedRange(FakeQuantizeBase):
-    """Activation quantizer, int8 per tensor, with learned lower and upper bound (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576).
+    """Activation quantizer, int8 per tensor, with learned bounds (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576).
 
     First it observes: the bounds follow the smallest and largest value seen. After `learn()` they are parameters, in
     units of the observed width so that one learning rate serves all layers; gradients come from torch's learnable

@@ -43,9 +43,7 @@ class QuantizedProgram:
         self.scheme = scheme
         self.sigma_range = sigma_range
         self.channels, self.stride = model.channels, model.stride
-        self.module: GraphModule = prepare_qat_pt2e(
-            export(model), SchemeQuantizer(scheme, sigma_range)
-        )
+        self.module: GraphModule = prepare_qat_pt2e(export(model), SchemeQuantizer(scheme, sigma_range))
 
     def __call__(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """Run it: noisy float32 [N, C, H, W] in 0..1, sigma [N] in 0..1. Returns clean [N, C, H, W]."""

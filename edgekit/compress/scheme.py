@@ -13,8 +13,8 @@ class Scheme:
         name: for records and error messages.
         symmetric_activations: zero point 0 (TensorRT) instead of affine (TFLite, OpenVINO).
         weight_bits: 8, or 7 where u8s8 products may saturate (x86 without VNNI).
-        every_tensor: quantize every tensor of the graph (an integer-only runtime) instead of only the inputs and weights
-            of convolutions.
+        every_tensor: quantize every tensor of the graph (an integer-only runtime), not only the inputs and weights of
+            convolutions.
         quantized_io: the image enters and leaves as integers of scale 1/255 and zero point -128, sigma as integers that
             span the noise range.
         wide: module paths of convolutions that stay in float (for TFLite at least two neighbours: its converter makes a

@@ -1,0 +1,1 @@
+"""Targets: what a compressed model is exported to, one a file."""

@@ -44,7 +44,14 @@ class Target(Protocol):
         ...
 
     def lower(
-        self, model: DenoiserModel, program: QuantizedProgram | None, folder: Path, *, name: str, tile: int, precision: str
+        self,
+        model: DenoiserModel,
+        program: QuantizedProgram | None,
+        folder: Path,
+        *,
+        name: str,
+        tile: int,
+        precision: str,
     ) -> Lowered:
         """Write the model files into `folder`.
 

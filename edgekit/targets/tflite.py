@@ -55,7 +55,14 @@ class TFLite:
         return None
 
     def lower(
-        self, model: DenoiserModel, program: QuantizedProgram | None, folder: Path, *, name: str, tile: int, precision: str
+        self,
+        model: DenoiserModel,
+        program: QuantizedProgram | None,
+        folder: Path,
+        *,
+        name: str,
+        tile: int,
+        precision: str,
     ) -> Lowered:
         """Write NAME.int8.tflite (with program), NAME.int8-uint8io.tflite, NAME.fp16.tflite and NAME.fp32.tflite."""
         if (missing := self.available()) is not None:
@@ -86,7 +93,11 @@ TARGET = TFLite()
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """The converter prints its progress; keep it from the user's screen unless it fails."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         level = logging.root.manager.disable
         logging.disable(logging.WARNING)
@@ -116,7 +127,9 @@ def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, quantized
             litert_torch.convert(wrapped, sample_kwargs=sample, quant_config=config).export(str(path))
         except Exception as error:  # the converter raises whatever its MLIR passes raise
             first = str(error).strip().splitlines()
-            raise ExportError(f"litert-torch cannot convert the model: {first[0] if first else type(error).__name__}") from error
+            raise ExportError(
+                f"litert-torch cannot convert the model: {first[0] if first else type(error).__name__}"
+            ) from error
 
 
 def _half(source: Path, destination: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reading and rewriting .tflite flatbuffers: layers and their MACs, what XNNPACK took, 8-bit unsigned input and output."""
+"""Reading and rewriting .tflite flatbuffers: layers, MACs, what XNNPACK took, unsigned 8-bit input and output."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _text(name: Any) -> str:
 
 
 def _macs(op: str, source: list[int], weights: list[int], result: list[int]) -> int | None:
-    """Multiply-accumulates of one node from its tensor shapes (NHWC; weights OHWI, depthwise 1HWC); None: not a product."""
+    """Multiply-accumulates of a node from its shapes (NHWC; weights OHWI, depthwise 1HWC); None: not a product."""
     if op == "CONV_2D":
         out, height, width, depth = weights
         return result[1] * result[2] * out * height * width * depth

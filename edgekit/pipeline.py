@@ -1,0 +1,357 @@
+"""The main job: model -> prune -> distill -> quantize -> lower -> bundle. The one place that knows every stage."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgekit._version import __version__
+from edgekit.bundle import reader, writer
+from edgekit.bundle.golden import Golden
+from edgekit.bundle.manifest import LayerReport, Manifest, ModelFacts, Thresholds, Variant
+from edgekit.bundle.reader import Bundle
+from edgekit.compress.batches import Progress as StepProgress
+from edgekit.compress.distill import distill
+from edgekit.compress.evaluate import evaluate
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.prune import prune
+from edgekit.compress.quantize import layer_sqnr, quantize
+from edgekit.compress.record import Size, StageRecord
+from edgekit.errors import MissingExtraError, OutputExistsError, RecipeError
+from edgekit.models import DenoiserModel, checkpoints
+from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
+from edgekit.runtime.check import check
+from edgekit.runtime.denoiser import Denoiser
+from edgekit.stage_data import StageData, open_stage_data
+from edgekit.targets import registry as targets
+from edgekit.targets.base import Lowered, Target
+from edgekit.workspace import Workspace
+
+# Seconds a step, a tile or a file takes on two cores of a 2024 server: for the estimate of --dry-run only.
+_SECONDS = {"step": 0.04, "teacher": 0.06, "qat": 0.13, "start": 15.0, "lower": 25.0, "check": 15.0}
+# Distillation's share when --steps names the steps of both trainings.
+_DISTILL_SHARE = 2 / 3
+_LIBRARIES = ("torch", "torchao", "torch-pruning", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+
+
+class Progress(Protocol):
+    """`progress(stage, done, total, text)` is told how far each stage is."""
+
+    def __call__(self, stage: str, done: int, total: int, text: str = "") -> None: ...
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One line of `--dry-run`: a stage, its settings, and an estimate of its seconds on two cores."""
+
+    stage: str
+    settings: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What every stage of one run needs."""
+
+    recipe: Recipe
+    target: Target
+    images: StageData
+    work: Workspace
+    progress: Progress
+
+    def reporter(self, stage: str) -> StepProgress:
+        def report(done: int, total: int, text: str = "") -> None:
+            self.progress(stage, done, total, text)
+
+        return report
+
+
+def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, QuantizeSettings]:
+    """The stages' settings with the recipe's short forms (`prune`, `steps`, `seed`) put in."""
+    pruning = recipe.pruning.model_copy(update={"ratio": recipe.prune})
+    distillation = recipe.distillation.model_copy(update={"seed": recipe.seed})
+    quantization = recipe.quantization
+    if recipe.steps is not None:
+        first = round(recipe.steps * _DISTILL_SHARE) if recipe.precision == "int8" else recipe.steps
+        distillation = distillation.model_copy(update={"steps": first})
+        quantization = quantization.model_copy(update={"steps": recipe.steps - first})
+    return pruning, distillation, quantization
+
+
+def plan(recipe: Recipe) -> list[StagePlan]:
+    """The stages of a recipe, in order, with an estimate of their time; nothing is run or written."""
+    target = targets.get(recipe.target)
+    pruning, distillation, quantization = settings_of(recipe)
+    taught = distillation.cache_batches * _SECONDS["teacher"] if recipe.teacher != "none" else 0.0
+    stages = [StagePlan("original", {"model": recipe.model, "data": str(recipe.data or "built-in")}, _SECONDS["start"])]
+    if recipe.prune:
+        stages.append(StagePlan("prune", pruning.model_dump(), pruning.batches * pruning.rounds * _SECONDS["qat"] + 5))
+    if distillation.steps:
+        settings = {"teacher": recipe.teacher, **distillation.model_dump()}
+        stages.append(StagePlan("distill", settings, distillation.steps * _SECONDS["step"] + taught))
+    if recipe.precision == "int8":
+        stages.append(StagePlan("quantize", quantization.model_dump(), quantization.steps * _SECONDS["qat"] + 10))
+    lowering = {"target": target.name, "precision": recipe.precision, "tile": recipe.tile}
+    stages.append(StagePlan("export", lowering, _SECONDS["lower"]))
+    stages.append(StagePlan("check", {"max_drop": recipe.max_drop}, _SECONDS["check"]))
+    return stages
+
+
+def compress(
+    recipe: Recipe,
+    *,
+    out: Path = Path("build"),
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Run a recipe.
+
+    Args:
+        out: folder that receives `MODEL-TARGET.edgekit`.
+        force: replace a bundle that is there already, once the new one is complete.
+        resume: go on where a run with the same recipe was stopped.
+        progress: told how far each stage is.
+    Returns: the bundle, read back and verified; `edgekit.check` judges it.
+    Raises: EdgekitError: anything that is wrong with the recipe, images, weights or disk, before or while it runs.
+    """
+    target = targets.get(recipe.target)
+    if (missing := target.available()) is not None:
+        raise MissingExtraError.needs(f"--target {target.name}", missing, target.extra)
+    if recipe.precision not in target.precisions:
+        raise RecipeError(
+            f"precision {recipe.precision!r}: target {target.name} exports {', '.join(target.precisions)}"
+        )
+    destination = out / f"{Path(recipe.model).stem}-{target.name}.edgekit"
+    if destination.exists() and not force:
+        raise OutputExistsError(f"{destination} exists: use --force to replace it, or --out for another folder")
+    original, teacher = _models(recipe)
+    _check_tile(recipe.tile, original)
+    images = open_stage_data(recipe, original.channels)
+    work = Workspace(out / f".{destination.name}.work", recipe, resume=resume)
+    run = _Run(recipe, target, images, work, progress or _silent)
+
+    records = [_original(run, original)]
+    compressed = original
+    pruning, distillation, quantization = settings_of(recipe)
+    if recipe.prune:
+        compressed = _stage(
+            run, records, "prune", lambda: prune(original, pruning, images.batches, images.tiles, run.reporter("prune"))
+        )
+    if distillation.steps:
+        pruned = compressed
+        compressed = _stage(
+            run,
+            records,
+            "distill",
+            lambda: distill(
+                pruned,
+                teacher,
+                distillation,
+                images.batches,
+                images.tiles,
+                progress=run.reporter("distill"),
+                checkpoint=work.checkpoint("distill"),
+            ),
+        )
+    program = None
+    if recipe.precision == "int8":
+        program, record = quantize(
+            compressed,
+            target.scheme(),
+            quantization,
+            images.batches,
+            images.tiles,
+            sigma_range=(recipe.sigma[0] / 255, recipe.sigma[1] / 255),
+            progress=run.reporter("quantize"),
+            checkpoint=work.checkpoint("quantize"),
+        )
+        records.append(record)
+    bundle = _bundle(run, original, compressed, program, records, destination, force)
+    work.remove()
+    return bundle
+
+
+def _silent(stage: str, done: int, total: int, text: str = "") -> None:
+    pass
+
+
+def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
+    """The model to compress, and its teacher."""
+    original = checkpoints.load(recipe.weights or recipe.model, recipe.model if recipe.weights else None)
+    if recipe.teacher == "none":
+        return original, None
+    teacher = checkpoints.load(recipe.teacher)
+    if teacher.channels != original.channels:
+        raise RecipeError(
+            f"teacher {recipe.teacher!r} has {teacher.channels} channels, the model {original.channels}: "
+            "choose another teacher, or --teacher none"
+        )
+    return original, teacher
+
+
+def _check_tile(tile: int, model: DenoiserModel) -> None:
+    """A tile is a multiple of the stride and leaves useful pixels inside the halo."""
+    least = 2 * model.halo + model.stride
+    if tile % model.stride or tile < least:
+        near = max(-(-least // model.stride), round(tile / model.stride)) * model.stride
+        raise RecipeError(
+            f"tile {tile}: {model.arch} needs a multiple of {model.stride}, at least {least} "
+            f"(twice its halo of {model.halo} and more); use --tile {near}"
+        )
+
+
+def _original(run: _Run, original: DenoiserModel) -> StageRecord:
+    """The record of the model as it came."""
+    began = time.perf_counter()
+    run.progress("original", 0, 1)
+    db = evaluate(original, run.images.tiles)
+    size = Size(original.macs_per_pixel(), original.parameter_count())
+    run.progress("original", 1, 1)
+    what = f"{run.recipe.model}, FP32"
+    return StageRecord("original", what, size, size, db, db, time.perf_counter() - began)
+
+
+def _stage(
+    run: _Run, records: list[StageRecord], name: str, work: Callable[[], tuple[DenoiserModel, StageRecord]]
+) -> DenoiserModel:
+    """Run a stage, or take what it left when an earlier run finished it; append its record."""
+    done = run.work.finished(name)
+    if done is None:
+        done = work()
+        run.work.finish(name, *done)
+    else:
+        run.progress(name, 1, 1, "done before")
+    records.append(done[1])
+    return done[0]
+
+
+def _bundle(
+    run: _Run,
+    original: DenoiserModel,
+    compressed: DenoiserModel,
+    program: QuantizedProgram | None,
+    records: list[StageRecord],
+    destination: Path,
+    force: bool,
+) -> Bundle:
+    """Lower, run the golden tiles on this machine, and write the bundle."""
+    recipe = run.recipe
+    run.progress("export", 0, 3, "lowering")
+    files = run.work.folder / "files"
+    files.mkdir(exist_ok=True)
+    lowered = run.target.lower(
+        compressed, program, files, name=Path(recipe.model).stem, tile=recipe.tile, precision=recipe.precision
+    )
+    noisy, clean, sigma = run.images.golden.noisy, run.images.golden.clean, run.images.golden.sigma
+    run.progress("export", 1, 3, "golden tiles")
+    layers = lowered.layers if program is None else _with_sqnr(lowered, program, noisy, sigma)
+    thresholds = Thresholds(max_drop=recipe.max_drop, min_int8_share=0.9 if recipe.precision == "int8" else 0.0)
+    manifest = _manifest(run, original, compressed, replace(lowered, layers=layers), records, thresholds)
+    host, kernels = _host_outputs(manifest, files, noisy, sigma)
+    golden = Golden(
+        noisy=noisy,
+        clean=clean,
+        sigma=sigma,
+        fp32_original=Golden.pack(float_outputs(original, noisy, sigma)),
+        fp32_compressed=Golden.pack(float_outputs(compressed, noisy, sigma)),
+        host=host,
+        thresholds=thresholds,
+        kernels=kernels,
+    )
+    run.progress("export", 2, 3, "writing")
+    written = {v.file: files / v.file for v in lowered.variants}
+    path = writer.write(destination, manifest, written, golden, force=force, judge=check)
+    run.progress("export", 3, 3, path.name)
+    return reader.read(path)
+
+
+@torch.no_grad()
+def float_outputs(model: DenoiserModel, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Outputs of an FP32 model: noisy uint8 [K, H, W, C], sigma [K] in 8-bit units -> float32 [K, H, W, C] in 0..1."""
+    model.eval()
+    outputs = []
+    for image, level in zip(noisy, sigma, strict=True):
+        batch = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        outputs.append(model(batch, torch.tensor([level / 255]))[0].permute(1, 2, 0).numpy())
+    return np.stack(outputs).astype(np.float32)
+
+
+def _with_sqnr(
+    lowered: Lowered, program: QuantizedProgram, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]
+) -> tuple[LayerReport, ...]:
+    # One tile of each level is enough to rank layers.
+    picks = [int(np.argmax(sigma == level)) for level in np.unique(sigma)]
+    batch = torch.from_numpy(noisy[picks]).permute(0, 3, 1, 2).float() / 255
+    sqnr = layer_sqnr(program, batch, torch.from_numpy(sigma[picks]) / 255)
+    return tuple(replace(layer, sqnr=sqnr.get(layer.name)) for layer in lowered.layers)
+
+
+def _host_outputs(
+    manifest: Manifest, files: Path, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], str]:
+    """What the default variant gives here, through the runtime, and the kernels that computed it."""
+    listed = replace(manifest, files={v.file: "" for v in manifest.variants})
+    with Denoiser.from_bundle(Bundle(manifest=listed, folder=files, source=files)) as denoiser:
+        outputs = [denoiser(image, sigma=float(level)) for image, level in zip(noisy, sigma, strict=True)]
+        return np.stack(outputs), denoiser.engine.kernels
+
+
+def _manifest(
+    run: _Run,
+    original: DenoiserModel,
+    compressed: DenoiserModel,
+    lowered: Lowered,
+    records: list[StageRecord],
+    thresholds: Thresholds,
+) -> Manifest:
+    recipe = run.recipe
+    default: Variant = lowered.variants[0]
+    weights = checkpoints.metadata(recipe.weights or recipe.model)
+    return Manifest(
+        name=Path(recipe.model).stem,
+        target=run.target.name,
+        precision=recipe.precision,
+        default_variant=default.name,
+        variants=lowered.variants,
+        model=ModelFacts(
+            arch=compressed.arch,
+            channels=compressed.channels,
+            stride=compressed.stride,
+            halo=compressed.halo,
+            blind=compressed.blind,
+            macs_per_pixel=compressed.macs_per_pixel(),
+            parameters=compressed.parameter_count(),
+            original_macs_per_pixel=original.macs_per_pixel(),
+            original_parameters=original.parameter_count(),
+            original_bytes=4 * original.parameter_count(),
+            source=compressed.source,
+        ),
+        tile=recipe.tile,
+        sigma=recipe.sigma,
+        thresholds=thresholds,
+        layers=lowered.layers,
+        stages=tuple(record.to_dict() for record in records),
+        recipe=recipe.model_dump(mode="json"),
+        licences={"weights": weights.get("licence", "not stated"), "data": run.images.licence},
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"edgekit": __version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

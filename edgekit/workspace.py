@@ -1,0 +1,81 @@
+"""Where an unfinished run keeps its stages, so that it can be resumed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from edgekit.compress.record import Size, StageRecord
+from edgekit.compress.steps import Checkpoint
+from edgekit.errors import RecipeError
+from edgekit.models import DenoiserModel, checkpoints
+from edgekit.recipe import Recipe
+
+_RECIPE = "recipe.json"
+
+
+class Workspace:
+    """The folder of one run: a weight file and a record for each finished stage, a checkpoint for the one under way.
+
+    Args:
+        folder: created if it is not there.
+        recipe: what the run does; a folder that belongs to another recipe is not resumed.
+        resume: go on with what is there; otherwise start over.
+    Raises: RecipeError: resume, but the folder belongs to other settings.
+    """
+
+    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+        self.folder = folder
+        text = recipe.model_dump_json(indent=1)
+        stated = folder / _RECIPE
+        if resume and stated.exists():
+            if stated.read_text() != text:
+                changed = _differences(json.loads(stated.read_text()), json.loads(text))
+                raise RecipeError(
+                    f"cannot resume {folder}: it was begun with other settings ({changed}); "
+                    "use the same settings, or leave out --resume to start over"
+                )
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        checkpoints.write_atomically(stated, text.encode())
+
+    def finished(self, stage: str) -> tuple[DenoiserModel, StageRecord] | None:
+        """The model and record of a stage that was finished before; None when it was not."""
+        weights, record = self.folder / f"{stage}.safetensors", self.folder / f"{stage}.json"
+        if not (weights.exists() and record.exists()):
+            return None
+        return checkpoints.load(weights), read_record(json.loads(record.read_text()))
+
+    def finish(self, stage: str, model: DenoiserModel, record: StageRecord) -> None:
+        """Keep a finished stage; its checkpoint is no longer needed."""
+        checkpoints.save(self.folder / f"{stage}.safetensors", model)
+        checkpoints.write_atomically(self.folder / f"{stage}.json", json.dumps(record.to_dict(), indent=1).encode())
+        self._checkpoint_path(stage).unlink(missing_ok=True)
+
+    def checkpoint(self, stage: str) -> Checkpoint:
+        """The checkpoint of the stage under way."""
+        return Checkpoint(self._checkpoint_path(stage), run=stage)
+
+    def _checkpoint_path(self, stage: str) -> Path:
+        return self.folder / f"{stage}.ckpt"
+
+    def remove(self) -> None:
+        """Remove the folder: the run is done."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def read_record(stored: dict[str, object]) -> StageRecord:
+    """A record from what `StageRecord.to_dict` made of it."""
+    fields = dict(stored)
+    for key in ("db_before", "db_after"):
+        fields[key] = {int(s): db for s, db in fields[key].items()}  # type: ignore[attr-defined]
+    for key in ("before", "after"):
+        fields[key] = Size(**fields[key])  # type: ignore[arg-type]
+    return StageRecord(**fields)  # type: ignore[arg-type]
+
+
+def _differences(before: dict[str, object], now: dict[str, object]) -> str:
+    names = [n for n in now if before.get(n) != now[n]]
+    return ", ".join(f"{n}: {before.get(n)} then, {now[n]} now" for n in names[:3]) or "an older edgekit"
