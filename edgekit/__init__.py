@@ -1,8 +1,8 @@
 """edgekit takes an image denoiser from training to a device, and proves that it arrived intact.
 
     bundle = edgekit.compress(target="tflite")      # prune, distill, quantize, export
-    verdict = edgekit.check(bundle.path)            # PASS or FAIL against the FP32 original
-    denoiser = edgekit.open(bundle.path)
+    verdict = edgekit.check(bundle.folder)          # PASS or FAIL against the FP32 original
+    denoiser = edgekit.open(bundle.folder)
     clean = denoiser(noisy, sigma=25)               # uint8, uint16 or float [H, W] or [H, W, C], of any size
 
 Every name is imported when it is first used, so `import edgekit` costs nothing and works where no extra is installed.
@@ -17,10 +17,11 @@ from edgekit._version import __version__
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.api import check, compress, open, train
+    from edgekit.api import compress, train
     from edgekit.bundle.reader import Bundle
-    from edgekit.runtime.check import Verdict
-    from edgekit.runtime.denoiser import Denoiser
+    from edgekit.runtime.check import check
+    from edgekit.runtime.denoiser import Denoiser, open
+    from edgekit.runtime.verdict import Verdict
 
 __all__ = [
     "Bundle",
@@ -38,9 +39,9 @@ __all__ = [
 _WHERE = {
     "Bundle": "edgekit.bundle.reader",
     "Denoiser": "edgekit.runtime.denoiser",
-    "Verdict": "edgekit.runtime.check",
-    "check": "edgekit.api",
-    "open": "edgekit.api",
+    "Verdict": "edgekit.runtime.verdict",
+    "check": "edgekit.runtime.check",
+    "open": "edgekit.runtime.denoiser",
 }
 
 

@@ -11,7 +11,7 @@ from edgekit.extras import needed
 
 if TYPE_CHECKING:
     from edgekit.bundle.reader import Bundle
-    from edgekit.pipeline import Progress
+    from edgekit.pipeline import StageProgress
 
     PathLike = str | os.PathLike[str]
     Nested = Mapping[str, Any]
@@ -35,7 +35,7 @@ def compress(
     out: PathLike = "build",
     force: bool = False,
     resume: bool = False,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Bundle:
     """Compress a denoiser for a target: prune, distill, quantize, export, and write the bundle.
 
@@ -58,16 +58,17 @@ def compress(
         force: replace an existing bundle.
         resume: go on where an interrupted run with the same settings stopped.
         progress: called as progress(stage, done, total, text).
-    Returns: the bundle, open. Whether it is good enough is what `edgekit.check(bundle.source)` says.
+    Returns: the bundle, open. Whether it is good enough is what `edgekit.check(bundle.folder)` says.
     Raises: RecipeError, UnknownNameError, DataError, CheckpointError, TrainingError, ExportError, OutputExistsError,
         MissingExtraError.
     """
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     with needed("compress", "train,tflite"):
-        from edgekit import pipeline
         from edgekit.recipe import load_recipe
 
         loaded = load_recipe(Path(recipe) if recipe is not None else None, **settings)
+        from edgekit import pipeline
+
         return pipeline.compress(loaded, out=Path(out), force=force, resume=resume, progress=progress)
 
 

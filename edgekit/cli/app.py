@@ -8,6 +8,7 @@ import typer
 
 from edgekit._version import __version__
 from edgekit.cli import denoise, device, host, overview
+from edgekit.cli.messages import set_up
 
 app = typer.Typer(
     name="edgekit",
@@ -31,13 +32,14 @@ def _top(
         bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
+    set_up()
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
 for command in (
     host.compress,
-    host.train,
+    *([host.train] if hasattr(host, "train") else []),
     device.check,
     denoise.denoise,
     device.inspect,

@@ -11,19 +11,21 @@ import typer
 
 from edgekit.cli.progress import Bars
 from edgekit.errors import DataError, OutputExistsError, RecipeError
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff"}
+from edgekit.runtime import images as files
 
 
 def denoise(
-    images: Annotated[list[Path], typer.Argument(metavar="IN...", help="PNG, JPEG or TIFF files, or folders of them.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IN...", help="PNG, JPEG, TIFF or BMP files, or folders of them.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="OUT", help="File for one image, else a folder.")],
-    model: Annotated[Path, typer.Option("--model", metavar="BUNDLE", help="Folder or zip that `edgekit compress` wrote.")],
+    model: Annotated[
+        Path, typer.Option("--model", metavar="BUNDLE", help="Folder or zip that `edgekit compress` wrote.")
+    ],
     sigma: Annotated[str, typer.Option(metavar="25|auto", help="Noise level in 8-bit units, or estimate it.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Denoise images; size, depth, colour and alpha stay as they are."""
-    from edgekit.runtime import images as files
     from edgekit.runtime.denoiser import open as open_bundle
 
     level = _level(sigma)
@@ -33,7 +35,7 @@ def denoise(
         for done, (source, target) in enumerate(jobs):
             bars("denoise", done, len(jobs), source.name)
             try:
-                image = files.load(source)
+                picture = files.load(source)
             except DataError as error:
                 # Of a folder, one bad file must not cost the others.
                 if len(jobs) == 1:
@@ -43,11 +45,11 @@ def denoise(
                 continue
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                clean = denoiser(image, sigma=level)
+                clean = denoiser(picture.pixels, sigma=level)
             for warning in told:
                 typer.echo(f"note: {source}: {warning.message}", err=True)
             target.parent.mkdir(parents=True, exist_ok=True)
-            files.save(target, clean)
+            files.save(target, clean, like=picture, overwrite=force)
         bars("denoise", len(jobs), len(jobs))
     if unreadable:
         raise DataError(f"{len(unreadable)} of {len(jobs)} images were skipped, the first: {unreadable[0]}")
@@ -57,26 +59,27 @@ def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path,
     """Which file becomes which; everything that can be refused is refused here, before any file is written.
 
     Args:
-        sources: files, or folders that are searched to any depth.
-        out: a file for a single image file, else a folder, in which the sources' own folders are kept.
+        sources: files, or folders, whose images are taken but not those of folders in them.
+        out: a file for a single image file, else a folder; without a suffix it is a folder.
         force: existing outputs may be replaced; an input never is.
-    Raises: DataError: a source is missing, or a folder holds no image. OutputExistsError. RecipeError: `out` is a file but
-        there are several images, has another image format's ending, or two sources would become one file.
+    Raises: DataError: a source is missing, a folder holds no image, an output has no image format's suffix.
+        OutputExistsError. RecipeError: `out` is a file but there are several images, an output is also an input, or two
+        sources would become one file.
     """
     pairs: list[tuple[Path, Path]] = []
     to_folder = out.is_dir() or len(sources) > 1 or sources[0].is_dir() or not out.suffix
     for source in sources:
         if source.is_dir():
-            pairs += [(file, out / file.relative_to(source)) for file in _inside(source, out)]
+            pairs += [(file, out / file.name) for file in files.list_images(source)]
         elif source.is_file():
-            _known(source)
             pairs.append((source, out / source.name if to_folder else out))
         else:
-            raise DataError(f"no image at {str(source)!r}: expected a PNG, JPEG or TIFF file, or a folder of them")
+            raise DataError(f"no image at {source}: expected a file ({', '.join(files.FORMATS)}) or a folder of them")
     if to_folder and out.is_file():
-        raise RecipeError(f"-o {str(out)!r} is a file: expected a folder for {len(pairs)} images")
-    if not to_folder:
-        _known(out)
+        raise RecipeError(f"-o {out} is a file: expected a folder for {len(pairs)} images")
+    for _, target in pairs:
+        if target.suffix.lower() not in files.FORMATS:
+            raise DataError(f"{target} has the suffix {target.suffix!r}: expected one of {', '.join(files.FORMATS)}")
     _refuse_overwriting(pairs, force=force)
     return pairs
 
@@ -90,30 +93,15 @@ def _level(text: str) -> float | str:
         raise RecipeError(f"--sigma {text!r}: expected a number in 8-bit units, 0 to 255, or auto") from None
 
 
-def _inside(folder: Path, out: Path) -> list[Path]:
-    """The images in a folder; what lies in the output folder inside it came from an earlier run."""
-    found = [f for f in sorted(folder.rglob("*")) if f.is_file() and f.suffix.lower() in _SUFFIXES]
-    inside = out.resolve() != folder.resolve() and out.resolve().is_relative_to(folder.resolve())
-    found = [f for f in found if not (inside and f.resolve().is_relative_to(out.resolve()))]
-    if not found:
-        raise DataError(f"no images in {str(folder)!r}: expected files ending in {', '.join(sorted(_SUFFIXES))}")
-    return found
-
-
-def _known(file: Path) -> None:
-    if file.suffix.lower() not in _SUFFIXES:
-        raise DataError(f"{str(file)!r} ends in {file.suffix!r}: expected one of {', '.join(sorted(_SUFFIXES))}")
-
-
 def _refuse_overwriting(pairs: Sequence[tuple[Path, Path]], *, force: bool) -> None:
     inputs = {source.resolve() for source, _ in pairs}
     came_from: dict[Path, Path] = {}
     for source, target in pairs:
         place = target.resolve()
         if place in inputs:
-            raise RecipeError(f"{str(target)!r} is one of the inputs: choose another -o")
+            raise RecipeError(f"{target} is one of the inputs: choose another -o")
         if place in came_from:
             raise RecipeError(f"{came_from[place]} and {source} would both become {target}: denoise them one at a time")
         if target.exists() and not force:
-            raise OutputExistsError(f"{str(target)!r} exists: use --force to replace it, or choose another -o")
+            raise OutputExistsError(f"{target} exists: use --force to replace it, or choose another -o")
         came_from[place] = source

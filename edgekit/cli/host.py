@@ -36,15 +36,19 @@ def compress(
     sigma: Annotated[
         Flag, typer.Option(metavar="LOW:HIGH", show_default="0:55", help="Noise levels in 8-bit units, 0 to 255.")
     ] = None,
-    prune: Annotated[Flag, typer.Option(metavar="SHARE", show_default="0.25", help="Share of the MACs to remove.")] = None,
+    prune: Annotated[
+        Flag, typer.Option(metavar="SHARE", show_default="0.25", help="Share of the MACs to remove.")
+    ] = None,
     steps: Annotated[
-        Flag, typer.Option(metavar="N", show_default="the recipe's", help="Training steps, distill and quantize together.")
+        Flag,
+        typer.Option(metavar="N", show_default="the recipe's", help="Training steps, distill and quantize together."),
     ] = None,
     precision: Annotated[
         Flag, typer.Option(metavar="int8|fp16|fp32", show_default="int8", help="What the model computes in.")
     ] = None,
     max_drop: Annotated[
-        Flag, typer.Option(metavar="DB", show_default="0.5", help="dB that may be lost against the original FP32 model.")
+        Flag,
+        typer.Option(metavar="DB", show_default="0.5", help="dB that may be lost against the original FP32 model."),
     ] = None,
     tile: Annotated[
         Flag, typer.Option(metavar="PIXELS", show_default="512", help="Height and width of the model's input.")
@@ -74,10 +78,12 @@ def compress(
         "seed": seed,
     }
     with needed("compress", "train,tflite"):
-        from edgekit import pipeline
+        # Before the pipeline, which takes seconds to import: a mistyped flag is answered at once.
         from edgekit.recipe import load_recipe
 
         loaded = load_recipe(recipe, **settings)
+        from edgekit import pipeline
+
         if dry_run:
             _show_plan(pipeline.plan(loaded))
             return
@@ -94,7 +100,7 @@ def compress(
 
 def _show_plan(stages: Any) -> None:
     rows = [
-        [stage.name, ", ".join(f"{name} {value}" for name, value in stage.settings.items()), f"{stage.seconds:.0f}"]
+        [stage.stage, ", ".join(f"{name} {value}" for name, value in stage.settings.items()), f"{stage.seconds:.0f}"]
         for stage in stages
     ]
     screen = show.console()

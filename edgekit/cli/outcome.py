@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -50,10 +51,21 @@ def run(arguments: Sequence[str]) -> int:
         # Usage errors: their base class is click's in older releases of typer and typer's own in newer ones.
         if not hasattr(error, "format_message"):
             raise
-        return _say(f"error: {error.format_message().rstrip('.')}; see edgekit --help")
+        return _say(f"error: {_usage(error)}")
 
 
 def _say(line: str, code: int = BAD_INPUT) -> int:
     """Print one line, whatever a file name or a library's message may hold, and pass the exit code on."""
     print(" ".join(line.split()), file=sys.stderr, flush=True)
     return code
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with the command line, the allowed commands where one is unknown, and where help is."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "edgekit"
+    commands = getattr(context.command, "commands", None) if context else None
+    known = (
+        f": expected one of {', '.join(commands)}" if commands and "No such command" in error.format_message() else ""
+    )
+    return f"{error.format_message().rstrip('.')}{known}; see {path} --help"

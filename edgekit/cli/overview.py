@@ -12,12 +12,13 @@ def models() -> None:
     """List the models: cost, size, receptive radius, shipped weights and their licence."""
     with needed("the list of models"):
         from edgekit import models as known
+        from edgekit.models.checkpoints import metadata
 
         shipped = known.shipped()
         rows = []
         for name in known.names():
             model = known.create(name)
-            header = known.metadata(shipped[name]) if name in shipped else {}
+            header = metadata(shipped[name]) if name in shipped else {}
             rows.append(
                 [
                     name,

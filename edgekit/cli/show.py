@@ -32,7 +32,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
         title: a line above it.
         right: headings of the columns of numbers, separated by commas.
     """
-    numbers = {name.strip() for name in right.split(",")}
+    numbers = {name.strip() for name in right.split(",")} - {""}
     result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
     for column in columns:
         result.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
