@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 from edgekit.compress.record import Size, StageRecord
-from edgekit.compress.steps import Checkpoint
 from edgekit.errors import RecipeError
 from edgekit.models import DenoiserModel, checkpoints
 from edgekit.recipe import Recipe
@@ -52,13 +51,10 @@ class Workspace:
         """Keep a finished stage; its checkpoint is no longer needed."""
         checkpoints.save(self.folder / f"{stage}.safetensors", model)
         checkpoints.write_atomically(self.folder / f"{stage}.json", json.dumps(record.to_dict(), indent=1).encode())
-        self._checkpoint_path(stage).unlink(missing_ok=True)
+        self.checkpoint(stage).unlink(missing_ok=True)
 
-    def checkpoint(self, stage: str) -> Checkpoint:
+    def checkpoint(self, stage: str) -> Path:
         """The checkpoint of the stage under way."""
-        return Checkpoint(self._checkpoint_path(stage), run=stage)
-
-    def _checkpoint_path(self, stage: str) -> Path:
         return self.folder / f"{stage}.ckpt"
 
     def remove(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def quantize(
     *,
     sigma_range: tuple[float, float],
     progress: Progress,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[QuantizedProgram, StageRecord]:
     """Turn a float model into a quantized program.
 
@@ -40,7 +41,7 @@ def quantize(
         batches: training batches by step number.
         tiles: held-out clean images for the record's dB, uint8 [K, H, W, C].
         sigma_range: noise range in 0..1.
-        checkpoint: where to save to and resume from; None for neither.
+        checkpoint: file to resume from when it exists, and to save to every `settings.save_every` steps.
     Raises: TrainingError: the loss became NaN; the last good checkpoint is kept.
     """
     began = time.perf_counter()
@@ -51,7 +52,8 @@ def quantize(
     calibrated = evaluate(program, tiles)
     after = calibrated
     if settings.steps:
-        _learn(program, teacher, settings, batches, progress, checkpoint or Checkpoint(None))
+        run = f"{scheme} {settings.model_dump_json()}"
+        _learn(program, teacher, settings, batches, progress, Checkpoint(checkpoint, run))
         after = evaluate(program, tiles)
     size = Size(model.macs_per_pixel(), model.parameter_count())
     how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"
