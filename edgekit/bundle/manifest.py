@@ -18,7 +18,8 @@ class TensorSpec:
         shape: static shape; -1 where the engine takes any size.
         layout: "NHWC", "NCHW" or "N" (a vector, one value an image).
         dtype: numpy name: "int8", "uint8", "float32".
-        scale, zero_point: real = scale * (integer - zero_point), images in 0..1, sigma in 0..1 (25/255); None for float.
+        scale, zero_point: real = scale * (integer - zero_point), images in 0..1, sigma in 0..1 (25/255); None for
+            float.
     """
 
     name: str
@@ -58,7 +59,8 @@ class LayerReport:
         macs: multiply-accumulates per tile.
         dtype: what it computes in: "int8", "float32", ...
         delegated: True when the fast kernels (XNNPACK for LiteRT) took it.
-        sqnr: signal to quantization noise of its output on held-out tiles in dB (the lower, the guiltier), None if not measured.
+        sqnr: signal to quantization noise of its output on held-out tiles in dB (the lower, the guiltier), None if not
+            measured.
     """
 
     name: str
