@@ -187,7 +187,9 @@ def _silent(stage: str, done: int, total: int, text: str = "") -> None:
 
 def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     """The model to compress, and its teacher."""
-    original = checkpoints.load(recipe.weights or recipe.model, recipe.model if recipe.weights else None)
+    source = recipe.weights or recipe.model
+    # A file that edgekit wrote knows its own widths; any other holds weights of the model named.
+    original = checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else recipe.model)
     if recipe.teacher == "none":
         return original, None
     teacher = checkpoints.load(recipe.teacher)

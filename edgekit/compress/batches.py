@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from torch import Tensor
+from edgekit.batch import Batch
 
-
-class Batch(NamedTuple):
-    """Clean and noisy images [N, C, H, W] float32 in 0..1, and the noise level [N] in 0..1."""
-
-    clean: Tensor
-    noisy: Tensor
-    sigma: Tensor
+__all__ = ["Batch", "Batches", "Progress"]
 
 
 class Batches(Protocol):

@@ -12,7 +12,7 @@ from torchao.quantization.pt2e import FakeQuantizeBase
 _TINY = 1e-8
 
 
-class LearnedRange(FakeQuantizeBase):
+class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
     """Activation quantizer, int8 per tensor, with learned bounds (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576).
 
     First it observes: the bounds follow the smallest and largest value seen. After `learn()` they are parameters, in
@@ -88,7 +88,7 @@ class LearnedRange(FakeQuantizeBase):
         return scale.view(1), zero_point.round().clamp(self.quant_min, self.quant_max).to(torch.int64).view(1)
 
 
-class ChannelWeights(FakeQuantizeBase):
+class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
     """Weight quantizer, symmetric per output channel; the range follows the weights.
 
     Args:

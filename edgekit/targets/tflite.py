@@ -110,12 +110,12 @@ def _quietly() -> Iterator[None]:
 def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, quantized: bool) -> None:
     sample: dict[str, Any] = {"image": torch.rand(shape), "sigma": torch.rand(1)}
     with _quietly():
-        import litert_torch  # type: ignore[import-untyped]
-        from litert_torch.quantize.pt2e_quantizer import (  # type: ignore[import-untyped]
+        import litert_torch
+        from litert_torch.quantize.pt2e_quantizer import (
             PT2EQuantizer,
             get_symmetric_quantization_config,
         )
-        from litert_torch.quantize.quant_config import QuantConfig  # type: ignore[import-untyped]
+        from litert_torch.quantize.quant_config import QuantConfig
 
         config = None
         if quantized:
@@ -135,8 +135,8 @@ def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, quantized
 def _half(source: Path, destination: Path) -> None:
     """Store the weights of a float file as float16; XNNPACK widens them when the file is opened."""
     with _quietly():
-        from ai_edge_quantizer import qtyping, quantizer  # type: ignore[import-untyped]
-        from ai_edge_quantizer.algorithm_manager import AlgorithmName  # type: ignore[import-untyped]
+        from ai_edge_quantizer import qtyping, quantizer
+        from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
         weights = qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT)
         caster = quantizer.Quantizer(str(source))
@@ -153,7 +153,7 @@ def _half(source: Path, destination: Path) -> None:
 
 def _variant(kind: str, path: Path) -> Variant:
     """Read the tensors back from the file: the manifest states what was written, not what was meant."""
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+    from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     runner = interpreter.get_signature_runner()

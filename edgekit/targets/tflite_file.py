@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ _INT8, _UINT8 = 9, 3
 
 def read(path: Path) -> Any:
     """Unpack a .tflite file into the schema's object tree (ModelT)."""
-    import ai_edge_litert.schema_py_generated as schema  # type: ignore[import-untyped]
+    import ai_edge_litert.schema_py_generated as schema
 
     return schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
 
@@ -87,17 +88,17 @@ def layers(path: Path, names: list[str] | None = None) -> tuple[LayerReport, ...
         macs = _macs(op, *([int(side) for side in t.shape] for t in tensors))
         kinds = {_DTYPES.get(t.type, f"type {t.type}") for t in tensors[:2]}
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
-        found.append((_text(tensors[2].name), op, int(macs or 0), dtype, index in taken))
+        found.append(LayerReport(_text(tensors[2].name), op, int(macs or 0), dtype, index in taken))
     if not found:
         raise ExportError(f"{path.name} has no convolution: nothing to report")
     if names is not None and len(names) == len(found):
-        found = [(name, *rest) for name, (_, *rest) in zip(names, found, strict=True)]
-    return tuple(LayerReport(*row) for row in found)
+        found = [replace(layer, name=name) for name, layer in zip(names, found, strict=True)]
+    return tuple(found)
 
 
 def delegated(path: Path) -> set[int]:
     """Indices of the nodes that XNNPACK took, walking back from the outputs of each of its partitions."""
-    from ai_edge_litert.interpreter import Interpreter  # type: ignore[import-untyped]
+    from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_path=str(path), num_threads=1)
     interpreter.allocate_tensors()
