@@ -94,7 +94,7 @@ def plan(recipe: Recipe) -> list[StagePlan]:
     taught = distillation.cache_batches * _SECONDS["teacher"] if recipe.teacher != "none" else 0.0
     stages = [StagePlan("original", {"model": recipe.model, "data": str(recipe.data or "built-in")}, _SECONDS["start"])]
     if recipe.prune:
-        stages.append(StagePlan("prune", pruning.model_dump(), pruning.batches * pruning.rounds * _SECONDS["qat"] + 5))
+        stages.append(StagePlan("prune", pruning.model_dump(), pruning.batches * _SECONDS["qat"] + 5))
     if distillation.steps:
         settings = {"teacher": recipe.teacher, **distillation.model_dump()}
         stages.append(StagePlan("distill", settings, distillation.steps * _SECONDS["step"] + taught))

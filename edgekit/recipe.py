@@ -112,8 +112,6 @@ class PruneSettings(Settings):
     # "taylor": the effect on the loss, on so many noisy batches; "l1": the norm of the weights, a baseline.
     criterion: Literal["taylor", "l1"] = "taylor"
     batches: PositiveInt = 16
-    # How often channels are scored anew on the way.
-    rounds: PositiveInt = 4
 
 
 class DistillSettings(Settings):
