@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 
@@ -24,6 +25,8 @@ class Bars:
     """
 
     def __init__(self) -> None:
+        # A descriptor of its own: a converter's chatter is kept off stderr while the bars go on.
+        self._screen = os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else sys.stderr
         self._progress = Progress(
             TextColumn("{task.description:10}"),
             BarColumn(),
@@ -31,7 +34,7 @@ class Bars:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True, highlight=False),
+            console=Console(file=self._screen, highlight=False),
             disable=not sys.stderr.isatty(),
         )
         self._tasks: dict[str, TaskID] = {}
@@ -49,3 +52,5 @@ class Bars:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+        if self._screen is not sys.stderr:
+            self._screen.close()

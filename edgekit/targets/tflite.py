@@ -6,6 +6,9 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,18 +95,23 @@ TARGET = TFLite()
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """The converter prints its progress; keep it from the user's screen unless it fails."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+    """Keep the converter's chatter from the user's screen; part of it is C++, which writes to the file descriptors."""
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), tempfile.TemporaryFile() as sink:
         warnings.simplefilter("ignore")
-        level = logging.root.manager.disable
         logging.disable(logging.WARNING)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        kept = {number: os.dup(number) for number in (1, 2)}
         try:
-            yield
+            for number in kept:
+                os.dup2(sink.fileno(), number)
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+                yield
         finally:
+            for number, copy in kept.items():
+                os.dup2(copy, number)
+                os.close(copy)
             logging.disable(level)
 
 
