@@ -11,10 +11,11 @@ from edgekit.extras import needed
 
 if TYPE_CHECKING:
     from edgekit.bundle.reader import Bundle
-    from edgekit.pipeline import StageProgress
+    from edgekit.pipeline import Progress
+    from edgekit.train.loop import Progress as TrainingProgress
+    from edgekit.train.run import Trained
 
     PathLike = str | os.PathLike[str]
-    Nested = Mapping[str, Any]
 
 
 def compress(
@@ -35,7 +36,7 @@ def compress(
     out: PathLike = "build",
     force: bool = False,
     resume: bool = False,
-    progress: StageProgress | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Compress a denoiser for a target: prune, distill, quantize, export, and write the bundle.
 
@@ -73,3 +74,72 @@ def compress(
 
 
 _NOT_SETTINGS = {"recipe", "out", "force", "resume", "progress"}
+
+
+def train(
+    model: str | None = None,
+    *,
+    recipe: PathLike | None = None,
+    channels: int | None = None,
+    data: PathLike | None = None,
+    weights: PathLike | None = None,
+    teacher: PathLike | None = None,
+    sigma: tuple[float, float] | str | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: PathLike | None = None,
+    force: bool = False,
+    resume: bool = False,
+    progress: TrainingProgress | None = None,
+) -> Trained:
+    """Train a model, or fine-tune it.
+
+    Args:
+        model: name of a registered model; may be left to the recipe.
+        recipe: YAML file as a run leaves it (`recipe.yaml`); what is given here wins. None (everywhere below): the
+            recipe's value, or the default.
+        channels: 1 (gray) or 3 (RGB); the model's own.
+        data: folder of clean images, or of pairs (`noisy/` and `clean/`); the built-in images.
+        weights: shipped name or file to start from; random weights.
+        teacher: shipped name or file of a better model that is imitated too; none.
+        sigma: noise levels in 8-bit units, (low, high) or "low:high" within 0..255; (0, 55).
+        steps: optimiser steps; 35000.
+        seed: of every generator; 0.
+        settings: any other setting of `edgekit.recipe.TrainSettings` by name, e.g. {"batch": 16, "devices": 2}.
+        out: the run's folder; "runs/MODEL".
+        force: start over where `out` holds a run.
+        resume: go on with the run that `out` holds.
+        progress: called as progress(done, total, text).
+    Returns: the trained model, where its weights lie, and the last validation.
+    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, TrainingError, OutputExistsError,
+        MissingExtraError.
+    """
+    with needed("train", "train"):
+        from edgekit.recipe import TrainRecipe, load
+
+        short = {"steps": steps, "seed": seed, "noise": None if sigma is None else {"sigma": sigma}}
+        given = {name: value for name, value in short.items() if value is not None}
+        overrides = {
+            "model": model,
+            "channels": channels,
+            "data": data,
+            "weights": None if weights is None else str(weights),
+            "teacher": None if teacher is None else str(teacher),
+            "train": {**(settings or {}), **given},
+        }
+        loaded = load(TrainRecipe, None if recipe is None else Path(recipe), overrides)
+        from edgekit.train.run import train as run
+
+        return run(
+            loaded.model,
+            loaded.data,
+            loaded.train,
+            Path("runs", loaded.model) if out is None else out,
+            channels=loaded.channels,
+            weights=loaded.weights,
+            teacher=loaded.teacher,
+            resume=resume,
+            force=force,
+            progress=progress,
+        )

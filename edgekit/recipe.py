@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from edgekit.errors import MissingExtraError, RecipeError
 from edgekit.recipe_errors import word
@@ -17,6 +26,20 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 EightBit = Annotated[float, Field(ge=0, le=255)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
+
+
+def _parse_range(value: object) -> object:
+    """A range may be written "0:55", as on the command line; one number stands for itself."""
+    if isinstance(value, str):
+        low, _, high = value.partition(":")
+        try:
+            return (float(low), float(high or low))
+        except ValueError:
+            raise ValueError("expected LOW:HIGH in 8-bit units, 0 to 255, e.g. 0:55") from None
+    return (value, value) if isinstance(value, int | float) else value
+
+
+SigmaRange = Annotated[tuple[EightBit, EightBit], BeforeValidator(_parse_range)]
 
 
 class Settings(BaseModel):
@@ -33,7 +56,7 @@ class NoiseSettings(Settings):
 
     model: str = "gaussian"
     # gaussian: standard deviation, in 8-bit units (0..255).
-    sigma: tuple[EightBit, EightBit] = (0.0, 55.0)
+    sigma: SigmaRange = (0.0, 55.0)
     # poisson-gaussian, mixed: variance per unit of signal, signal in 0..1 (one over the electrons that make white).
     shot: tuple[PositiveShare, PositiveShare] = (1e-4, 1.2e-2)
     # poisson-gaussian, mixed: standard deviation of the signal-independent part, in 8-bit units (0..255).
@@ -168,7 +191,7 @@ class Recipe(Settings):
     # A folder of clean images, or of pairs (noisy/ and clean/); None is the built-in set.
     data: Path | None = None
     # Noise levels the bundle is made for, in 8-bit units (0..255).
-    sigma: tuple[EightBit, EightBit] = (0.0, 55.0)
+    sigma: SigmaRange = (0.0, 55.0)
     # Share of the MACs to remove.
     prune: Annotated[float, Field(ge=0, le=0.9)] = 0.25
     # Training steps of distillation and quantization together; None is what the stages' own settings say.
@@ -185,18 +208,6 @@ class Recipe(Settings):
     distillation: DistillSettings = DistillSettings()
     quantization: QuantizeSettings = QuantizeSettings()
 
-    @field_validator("sigma", mode="before")
-    @classmethod
-    def _range(cls, value: object) -> object:
-        """A range may be written "0:55", as on the command line; one number stands for itself."""
-        if isinstance(value, str):
-            low, _, high = value.partition(":")
-            try:
-                return (float(low), float(high or low))
-            except ValueError:
-                raise ValueError("expected LOW:HIGH in 8-bit units, 0 to 255, e.g. 0:55") from None
-        return (value, value) if isinstance(value, int | float) else value
-
     @field_validator("sigma")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
@@ -212,6 +223,23 @@ class Recipe(Settings):
         if self.distillation.seed not in (DistillSettings().seed, self.seed):
             raise ValueError(f"distillation.seed {self.distillation.seed} against seed {self.seed}: give seed alone")
         return self
+
+
+class TrainRecipe(Settings):
+    """Everything that a training run does; `recipe.yaml` beside the trained weights holds it."""
+
+    model: str
+    # 1 (gray) or 3 (RGB); None is the model's own default.
+    channels: Literal[1, 3] | None = None
+    # A folder of clean images, or of pairs (noisy/ and clean/); None is the built-in set.
+    data: Path | None = None
+    # Start from these instead of random weights, and imitate this model: shipped names or weight files.
+    weights: str | None = None
+    teacher: str | None = None
+    train: TrainSettings = TrainSettings()
+    # What the run found: told by the file, asked of nobody.
+    images: int | None = None
+    versions: dict[str, str] = {}
 
 
 def make(cls: type[_S], settings: Mapping[str, Any], where: str = "") -> _S:
@@ -240,8 +268,17 @@ def load(cls: type[_S], path: Path | str | None, overrides: Mapping[str, Any]) -
     file = Path(path)
     settings = _read_yaml(file)
     # Alone first, so that an error in the file is blamed on the file; what it leaves to the flags may be missing.
-    make(cls, {**{n: given[n] for n in given if n not in settings}, **settings}, where=str(file))
-    return make(cls, {**settings, **given})
+    make(cls, _merge(given, settings), where=str(file))
+    return make(cls, _merge(settings, given))
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by name, nested ones too; what is in `above` wins."""
+    merged = dict(below)
+    for name, value in above.items():
+        nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
+        merged[name] = _merge(merged[name], value) if nested else value
+    return merged
 
 
 def load_recipe(path: Path | str | None = None, **overrides: Any) -> Recipe:

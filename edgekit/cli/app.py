@@ -39,7 +39,7 @@ def _top(
 
 for command in (
     host.compress,
-    *([host.train] if hasattr(host, "train") else []),
+    host.train,
     device.check,
     denoise.denoise,
     device.inspect,

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from edgekit import api
 from edgekit.cli import show
 from edgekit.cli.progress import Bars
+from edgekit.errors import RecipeError
 from edgekit.extras import needed
 
 # Flags are passed on as text: the recipe checks them, so that a flag and a line of a recipe file get the same answer.
@@ -98,6 +100,102 @@ def compress(
     raise typer.Exit(found.exit_code)
 
 
+def train(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="Model; `edgekit models` lists them. May stand in the recipe.")
+    ] = None,
+    data: Annotated[
+        Flag,
+        typer.Option(
+            metavar="DIR", show_default="built in", help="Folder of clean images, or of pairs in noisy/ and clean/."
+        ),
+    ] = None,
+    weights: Annotated[
+        Flag, typer.Option(metavar="NAME|FILE", show_default="random", help="Weights to start from: fine-tune.")
+    ] = None,
+    teacher: Annotated[
+        Flag, typer.Option(metavar="NAME|FILE", show_default="none", help="Better model that is imitated too.")
+    ] = None,
+    channels: Annotated[Flag, typer.Option(metavar="1|3", show_default="the model's", help="Gray or RGB.")] = None,
+    sigma: Annotated[
+        Flag, typer.Option(metavar="LOW:HIGH", show_default="0:55", help="Noise levels in 8-bit units, 0 to 255.")
+    ] = None,
+    steps: Annotated[Flag, typer.Option(metavar="N", show_default="35000", help="Optimiser steps.")] = None,
+    batch: Annotated[Flag, typer.Option(metavar="N", show_default="8", help="Crops a step, on each device.")] = None,
+    patch: Annotated[Flag, typer.Option(metavar="PIXELS", show_default="96", help="Side of a crop.")] = None,
+    learning_rate: Annotated[Flag, typer.Option(metavar="RATE", show_default="0.002", help="At its peak.")] = None,
+    precision: Annotated[
+        Flag, typer.Option(metavar="NAME", show_default="bf16-mixed", help="bf16-mixed, 16-mixed or 32-true.")
+    ] = None,
+    accelerator: Annotated[Flag, typer.Option(metavar="NAME", show_default="auto", help="cpu, cuda, mps.")] = None,
+    devices: Annotated[Flag, typer.Option(metavar="N", show_default="1", help="Devices on each node.")] = None,
+    num_nodes: Annotated[Flag, typer.Option(metavar="N", show_default="1", help="Nodes.")] = None,
+    strategy: Annotated[
+        Flag, typer.Option(metavar="NAME", show_default="auto", help="As Lightning names it, e.g. ddp.")
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write scalars and images for TensorBoard.")
+    ] = False,
+    recipe: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="recipe.yaml of a run, with every other setting; flags win.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default="runs/MODEL", help="Folder of the run.")
+    ] = None,
+    seed: Annotated[Flag, typer.Option(metavar="N", show_default="0", help="Seed of every generator.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start over where --out holds a run.")] = False,
+) -> None:
+    """Train a model, or fine-tune one; writes weights, recipe and log."""
+    if model is None and recipe is None:
+        raise RecipeError(
+            "which model? Name one (edgekit train dsunet-s; edgekit models lists them) or give --recipe FILE"
+        )
+    settings = {
+        "batch": batch,
+        "patch": patch,
+        "learning_rate": learning_rate,
+        "precision": precision,
+        "accelerator": accelerator,
+        "devices": _whole(devices),
+        "num_nodes": num_nodes,
+        "strategy": strategy,
+        "tensorboard": tensorboard or None,
+        "steps": steps,
+        "seed": seed,
+        "noise": None if sigma is None else {"sigma": sigma},
+    }
+    with Bars() as bars:
+        trained = api.train(
+            model,
+            recipe=recipe,
+            channels=_whole(channels),
+            data=data,
+            weights=weights,
+            teacher=teacher,
+            settings={name: value for name, value in settings.items() if value is not None},
+            out=out,
+            force=force,
+            resume=resume,
+            progress=lambda done, total, text="": bars("train", done, total, text),
+        )
+    screen = show.console()
+    if trained.scores:
+        names = [name.replace("_", " at sigma ") for name in trained.scores]
+        scores = [
+            f"{value:.4f}" if name.startswith("ssim") else f"{value:.2f}" for name, value in trained.scores.items()
+        ]
+        title = "Held-out images, unseen in training"
+        screen.print(show.table(["", "value"], zip(names, scores, strict=True), title=title, right="value"))
+    line = f"{trained.steps} steps in {trained.seconds / 60:.1f} min  -> {trained.path}"
+    screen.print(Text(line), soft_wrap=True)
+
+
+def _whole(text: str | None) -> Any:
+    """A flag whose setting allows only certain whole numbers; what is none is left for the recipe to refuse."""
+    return int(text) if text is not None and text.isdigit() else text
+
+
 def _show_plan(stages: Any) -> None:
     rows = [
         [stage.stage, ", ".join(f"{name} {value}" for name, value in stage.settings.items()), f"{stage.seconds:.0f}"]
@@ -106,4 +204,4 @@ def _show_plan(stages: Any) -> None:
     screen = show.console()
     screen.print(show.table(["stage", "settings", "seconds"], rows, title="What would run", right="seconds"))
     total = sum(stage.seconds for stage in stages)
-    screen.print(Text(f"about {total / 60:.1f} min on this machine; nothing was written"))
+    screen.print(Text(f"about {total / 60:.1f} min on two cores; nothing was written"))
