@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ from edgekit.errors import BundleError
 
 # A golden file is a few MB; a header that claims more is damaged or hostile and must not be allocated.
 _MAX_BYTES = 1 << 30
+_AGAIN = "copy the bundle again, or export it again"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Golden:
         portable: uint8 [P, H, W, C], what the engine's portable kernels gave for some of the tiles: slow ones, with the
             same bits on every machine, for devices that lack the fast ones. None where there are no such.
         portable_at: int64 [P], which tiles.
+        models: file name -> sha256 of the model files that these tiles were made with; the writer fills it in. A weight
+            of a channel that no tile stirs changes no output: only this tells.
     """
 
     noisy: NDArray[np.uint8]
@@ -47,6 +50,7 @@ class Golden:
     kernels: str
     portable: NDArray[np.uint8] | None = None
     portable_at: NDArray[np.int64] | None = None
+    models: Mapping[str, str] = field(default_factory=dict)
 
     _IMAGES: ClassVar[Mapping[str, Any]] = {
         "noisy": np.uint8,
@@ -119,6 +123,8 @@ def save(golden: Golden, path: Path) -> None:
     if golden.portable is not None and golden.portable_at is not None:
         arrays.update(portable=golden.portable, portable_at=golden.portable_at)
     arrays["kernels"] = np.array(golden.kernels)
+    arrays["model_files"] = np.array(sorted(golden.models), np.str_)
+    arrays["model_sha256"] = np.array([golden.models[name] for name in sorted(golden.models)], np.str_)
     for item in fields(Thresholds):
         arrays[f"threshold_{item.name}"] = np.array(getattr(golden.thresholds, item.name), np.float64)
     # np.savez leaves time stamps and attributes to the zipfile module; here both are fixed.
@@ -147,23 +153,26 @@ def load(path: Path) -> Golden:
     except BundleError:
         raise
     except Exception as error:
-        raise BundleError(
-            f"{path.name} cannot be read as golden tiles ({error}): copy the bundle again, or export it again"
-        ) from error
-    expected = {*Golden._IMAGES, "sigma", "kernels", *(f"threshold_{f.name}" for f in fields(Thresholds))}
+        raise BundleError(f"{path.name} cannot be read as golden tiles ({error}): {_AGAIN}") from error
+    texts = {"kernels": 0, "model_files": 1, "model_sha256": 1}
+    expected = {*Golden._IMAGES, "sigma", *texts, *(f"threshold_{f.name}" for f in fields(Thresholds))}
     missing = sorted(expected - set(arrays))
     if missing:
-        raise BundleError(f"{path.name} lacks {', '.join(missing)}: copy the bundle again, or export it again")
+        raise BundleError(f"{path.name} lacks {', '.join(missing)}: {_AGAIN}")
     limits = {f.name: arrays[f"threshold_{f.name}"] for f in fields(Thresholds)}
     for name, value in limits.items():
         if value.shape != () or value.dtype != np.float64 or not np.isfinite(value):
             raise BundleError(f"{path.name}: threshold {name!r} is {value!r}: expected one finite number")
-    if arrays["kernels"].shape != () or arrays["kernels"].dtype.kind != "U":
-        raise BundleError(f"{path.name}: 'kernels' is {arrays['kernels']!r}: expected one name")
+    for name, rank in texts.items():
+        if arrays[name].ndim != rank or arrays[name].dtype.kind != "U":
+            raise BundleError(f"{path.name}: {name!r} is {arrays[name]!r}: expected text of rank {rank}")
+    if arrays["model_files"].shape != arrays["model_sha256"].shape:
+        raise BundleError(f"{path.name}: 'model_files' and 'model_sha256' differ in length: {_AGAIN}")
     return Golden(
         **{name: arrays[name] for name in (*Golden._IMAGES, "sigma")},
         thresholds=Thresholds(**{name: float(value) for name, value in limits.items()}),
         kernels=str(arrays["kernels"]),
         portable=arrays.get("portable"),
         portable_at=arrays.get("portable_at"),
+        models=dict(zip(arrays["model_files"].tolist(), arrays["model_sha256"].tolist(), strict=True)),
     )

@@ -48,6 +48,8 @@ class Engine(Protocol):
             "reference" (none), or "unknown" where the library does not tell. Only "xnnpack" gives the same bits on
             every machine.
         operators: census of the graph by the format's operator name; empty where the library does not tell.
+        macs: multiply-accumulates of one run by the dtype they are computed in, counted in the open file, e.g.
+            {"int8": 570_000_000}; empty where the library does not tell.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Engine(Protocol):
     threads: int
     kernels: str
     operators: Mapping[str, OperatorCount]
+    macs: Mapping[str, int]
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Run one batch.
@@ -75,15 +78,17 @@ class EngineModule(Protocol):
     """What an engine's file offers at module level. The file's name is the engine's name."""
 
     @staticmethod
-    def open(path: Path, variant: Variant, *, threads: int) -> Engine:
+    def open(path: Path, variant: Variant, *, threads: int, portable: bool = False) -> Engine:
         """Open a model file and compare its tensors with what the manifest says of them.
 
         Args:
             path: the model file.
             variant: what the manifest says of it.
             threads: CPU threads, at least 1.
+            portable: use the slow kernels that give the same bits on every machine, for `check` where the fast ones are
+                missing.
         Raises: MissingExtraError: no library to run it; EngineError: the file is corrupt, or its tensors (name, dtype,
-            shape, scale, zero point) are not those of the manifest.
+            shape, scale, zero point) are not those of the manifest; the engine has no portable kernels.
         """
         ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import math
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,8 @@ _MOVES = {
     "SPACE_TO_DEPTH",
     "DEPTH_TO_SPACE",
 }
+# Operators with multiply-accumulates.
+_PRODUCTS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "CONV_3D", "BATCH_MATMUL"}
 
 
 class LiteRTEngine:
@@ -45,7 +48,10 @@ class LiteRTEngine:
 
     name = NAME
 
-    def __init__(self, path: Path, variant: Variant, threads: int, factory: Any, library: str) -> None:
+    def __init__(
+        self, path: Path, variant: Variant, threads: int, factory: Any, library: str, *, portable: bool = False
+    ) -> None:
+        options = _portable(factory, library) if portable else {}
         self.library = library
         self.threads = threads
         self._path = path
@@ -53,7 +59,7 @@ class LiteRTEngine:
             with warnings.catch_warnings():
                 # tensorflow announces here that its interpreter moved to LiteRT.
                 warnings.simplefilter("ignore")
-                self._interpreter = factory(model_path=str(path), num_threads=threads)
+                self._interpreter = factory(model_path=str(path), num_threads=threads, **options)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineError(f"{path.name} cannot be opened by {library}: {_line(error)}; export it again") from error
@@ -66,6 +72,7 @@ class LiteRTEngine:
         )
         self._output = next(iter(outputs.values()))
         self.operators, self.kernels = _census(self._interpreter)
+        self.macs = _macs(self._interpreter)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if self._interpreter is None:
@@ -93,14 +100,16 @@ class LiteRTEngine:
         self._interpreter = None
 
 
-def open(path: Path, variant: Variant, *, threads: int) -> LiteRTEngine:  # noqa: D103 - see base.EngineModule
+def open(  # noqa: D103 - see base.EngineModule
+    path: Path, variant: Variant, *, threads: int, portable: bool = False
+) -> LiteRTEngine:
     factory, library, problem = _library()
     if factory is None:
         what = f"running {path.name}"
         if problem:
             raise MissingExtraError(f"{what} needs ai-edge-litert: {problem}: pip install 'edgekit[litert]'")
         raise MissingExtraError.needs(what, "ai-edge-litert", "litert")
-    return LiteRTEngine(path, variant, threads, factory, library)
+    return LiteRTEngine(path, variant, threads, factory, library, portable=portable)
 
 
 def available() -> Availability:  # noqa: D103 - see base.EngineModule
@@ -126,6 +135,14 @@ def _library() -> tuple[Any, str, str]:
             continue
         return found, f"{distribution} {_version(module, distribution)}", ""
     return None, "", "; ".join(broken)
+
+
+def _portable(factory: Any, library: str) -> dict[str, Any]:
+    """The option that selects TFLite's plain C++ kernels: no SIMD, so the same integers everywhere."""
+    kinds = getattr(sys.modules.get(factory.__module__), "OpResolverType", None)
+    if kinds is None:
+        raise EngineError(f"{library} has no choice of kernels: pip install -U 'edgekit[litert]'")
+    return {"experimental_op_resolver_type": kinds.BUILTIN_REF}
 
 
 def _version(module: str, distribution: str) -> str:
@@ -236,3 +253,39 @@ def _partition(nodes: Sequence[Mapping[str, Any]]) -> tuple[Counter[str], Counte
         Counter(node["op_name"] for node in originals),
         Counter(originals[i]["op_name"] for i in inside),
     )
+
+
+def _macs(interpreter: Any) -> Mapping[str, int]:
+    """Multiply-accumulates of one run by dtype, from the shapes of the open graph; empty where the library hides it."""
+    try:
+        nodes = interpreter._get_ops_details()
+        tensors = {int(t["index"]): t for t in interpreter.get_tensor_details()}
+        counted: Counter[str] = Counter()
+        for node in nodes:
+            if node["op_name"] not in _PRODUCTS:
+                continue
+            inputs = [tensors[int(i)] for i in node["inputs"][:3] if int(i) >= 0]
+            # TRANSPOSE_CONV takes (shape, weights, image), every other one (image, weights, bias).
+            source, weights = (inputs[2], inputs[1]) if node["op_name"] == "TRANSPOSE_CONV" else inputs[:2]
+            result = tensors[int(node["outputs"][0])]
+            kinds = {str(np.dtype(t["dtype"])) for t in (source, weights)}
+            # Integer weights on a float image are computed in float.
+            kind = kinds.pop() if len(kinds) == 1 else "float32"
+            counted[kind] += _node_macs(
+                node["op_name"], *([int(n) for n in t["shape"]] for t in (source, weights, result))
+            )
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
+        return MappingProxyType({})
+    return MappingProxyType(dict(counted))
+
+
+def _node_macs(op: str, source: list[int], weights: list[int], result: list[int]) -> int:
+    """MACs of one operator; images NHWC, weights OHWI (depthwise 1HWC)."""
+    if op == "TRANSPOSE_CONV":
+        return math.prod(source[:3]) * math.prod(weights)
+    if op in ("CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D"):
+        # A depthwise weight has one row a channel, so the product holds for it too.
+        return math.prod(result[:-1]) * math.prod(weights)
+    if op == "FULLY_CONNECTED":
+        return math.prod(source) // weights[-1] * math.prod(weights)
+    return math.prod(result) * source[-1]

@@ -20,20 +20,21 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NOT_ENGINES)
 
 
-def open_engine(variant: Variant, path: Path, threads: int) -> Engine:
+def open_engine(variant: Variant, path: Path, threads: int, *, portable: bool = False) -> Engine:
     """Open a model file with the engine that the manifest names.
 
     Args:
         variant: what the manifest says of the file; `variant.engine` chooses the engine.
         path: the model file.
         threads: CPU threads, at least 1.
+        portable: slow kernels with the same bits on every machine.
     Raises: UnknownNameError: no such engine; RecipeError: threads; and what the engine's `open` raises.
     """
     if variant.engine not in names():
         raise UnknownNameError.unknown("engine", variant.engine, names())
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise RecipeError(f"threads is {threads!r}: expected a whole number of at least 1")
-    return _module(variant.engine).open(path, variant, threads=threads)
+    return _module(variant.engine).open(path, variant, threads=threads, portable=portable)
 
 
 def available() -> dict[str, Availability]:
