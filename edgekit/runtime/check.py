@@ -1,0 +1,321 @@
+"""The golden check: run a bundle's golden tiles on this device and judge what comes out."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.bundle import reader
+from edgekit.bundle.golden import Golden
+from edgekit.bundle.manifest import LayerReport, Manifest, Thresholds, Variant
+from edgekit.bundle.reader import Bundle
+from edgekit.errors import EngineError
+from edgekit.runtime.denoiser import Denoiser
+from edgekit.runtime.engines.base import Engine
+from edgekit.runtime.engines.registry import open_engine
+from edgekit.runtime.verdict import (
+    Agreement,
+    SigmaRow,
+    Speed,
+    Verdict,
+    decibels,
+    int8_share,
+    mean,
+    percent,
+    rows,
+    worst_layer,
+)
+
+# XNNPACK's integer kernels give the same bits on x86, ARM64 and wasm, so there the bytes must be the host's. Other
+# kernels round differently at every layer: on dsunet-s TFLite's own are 46.6 to 47.3 dB and up to 8 LSB from XNNPACK's,
+# and from each other. A weight scale doubled in one channel is often nearer than that, so no such bound can find it:
+# where the fast kernels are missing the portable ones find it, whose bits are the same everywhere (docs/bundle.md).
+_OTHER_KERNELS_DB = 40.0
+# Float kernels differ by 5e-7, fp16 weights by 1e-3: after rounding some bytes are off by one. All of them are 48 dB.
+_FLOAT_DB = 50.0
+# The portable kernels take seconds a tile on a small device: two tiles, of the lowest and the highest noise.
+_PORTABLE_TILES = 2
+
+_MIN_RUNS, _MAX_RUNS, _SECONDS = 3, 15, 2.0
+
+
+def check(path: str | os.PathLike[str], *, variant: str | None = None, threads: int | None = None) -> Verdict:
+    """Run a bundle's golden tiles on this device and judge it.
+
+    Args:
+        path: the bundle, folder or zip.
+        variant: which of its model files; None is the default one.
+        threads: CPU threads; None is the engine's default.
+    Returns: the verdict. Every dB in it is measured here, from the tiles; none is taken from the manifest.
+    Raises: BundleError: the bundle is incomplete, altered, newer or unsafe. UnknownNameError: no such variant.
+        MissingExtraError: no engine is installed. EngineError: the engine cannot open or run the model.
+    """
+    with reader.read(path) as bundle, Denoiser.from_bundle(bundle, variant, threads) as denoiser:
+        golden, engine = bundle.golden(), denoiser.engine
+        device = _run(denoiser, golden.noisy, golden.sigma)
+        agreement = agree(golden, device, denoiser.variant.name, bundle.manifest.default_variant, engine.kernels)
+        if agreement.reference == "host" and not agreement.bit_exact:
+            agreement = replace(agreement, portable=_portable_agreement(bundle, denoiser.variant))
+        return _verdict(bundle, denoiser.variant, device, agreement, _time(bundle, denoiser), engine)
+
+
+def recorded(bundle: Bundle) -> Verdict:
+    """The verdict on what the host's engine gave when the golden tiles were made. Nothing runs, nothing is timed."""
+    manifest, golden = bundle.manifest, bundle.golden()
+    variant = next(v for v in manifest.variants if v.name == manifest.default_variant)
+    agreement = agree(golden, golden.host, variant.name, variant.name, golden.kernels)
+    return _verdict(bundle, variant, golden.host, agreement, None, None)
+
+
+def portable_outputs(
+    bundle: Bundle, variant: Variant, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]
+) -> NDArray[np.uint8] | None:
+    """What a variant gives by the engine's portable kernels; None where the engine has none. Slow.
+
+    Args:
+        noisy: uint8 [P, H, W, C].
+        sigma: float32 [P], in 8-bit units.
+    """
+    try:
+        engine = open_engine(variant, bundle.path(variant.file), min(4, os.cpu_count() or 1), portable=True)
+    except EngineError:
+        return None
+    with Denoiser(engine, bundle.manifest, variant) as denoiser:
+        return _run(denoiser, noisy, sigma)
+
+
+def with_portable(golden: Golden, bundle: Bundle) -> Golden:
+    """`golden` with the portable kernels' output of the default variant for a tile of the lowest and the highest noise.
+
+    As it came if the default variant is float, or the engine has no portable kernels.
+    """
+    variant = next(v for v in bundle.manifest.variants if v.name == bundle.manifest.default_variant)
+    if not variant.name.startswith("int8"):
+        return golden
+    at = np.unique([int(np.argmin(golden.sigma)), int(np.argmax(golden.sigma))])[:_PORTABLE_TILES].astype(np.int64)
+    outputs = portable_outputs(bundle, variant, golden.noisy[at], golden.sigma[at])
+    return golden if outputs is None else replace(golden, portable=outputs, portable_at=at)
+
+
+def judge(
+    table: Sequence[SigmaRow], agreement: Agreement, share: float, thresholds: Thresholds, layers: Sequence[LayerReport]
+) -> tuple[str, ...]:
+    """The rule: why a device fails, one line a reason with the fix; nothing if it passes.
+
+    The total drop is judged as the mean over the noise levels. Every level is in the verdict beside it.
+
+    Args:
+        table: one row a noise level.
+        agreement: the device's bytes against the reference's.
+        share: share of the MACs in int8, 0..1.
+        thresholds: what it is held to.
+        layers: the exported layers, to name the one to blame.
+    """
+    reasons = []
+    total = mean(table)
+    # Written so that a NaN fails.
+    if not total.total_drop <= thresholds.max_drop:
+        reasons.append(_explain_drop(table, total, thresholds, layers))
+    if not agreement.held:
+        other = "host" if agreement.reference == "host" else "FP32 model"
+        reasons.append(
+            f"output differs from the {other}'s: {agreement.told()}: the model file was altered, or this engine "
+            "computes otherwise; export the bundle again, or update the engine (edgekit doctor names it)"
+        )
+    if not share >= thresholds.min_int8_share:
+        left = [layer for layer in layers if layer.macs and layer.dtype != "int8"]
+        names = (
+            ", ".join(f"{layer.name} ({layer.op}, {layer.dtype})" for layer in left[:3]) or "not in the manifest's list"
+        )
+        reasons.append(
+            f"{percent(share)} of MACs in int8, {percent(thresholds.min_int8_share)} required: left in float: {names}; "
+            "export again with every layer quantized"
+        )
+    return tuple(reasons)
+
+
+def _explain_drop(
+    table: Sequence[SigmaRow], total: SigmaRow, thresholds: Thresholds, layers: Sequence[LayerReport]
+) -> str:
+    levels = ", ".join(f"{row.total_drop:.2f} at sigma {row.sigma:g}" for row in table)
+    text = f"total drop {total.total_drop:.3f} dB, {thresholds.max_drop:g} dB allowed ({levels}): "
+    if total.quantization_drop > total.total_drop / 2:
+        layer = worst_layer(layers)
+        blame = f", most in layer {layer.name} ({layer.op}, SQNR {layer.sqnr:.1f} dB)" if layer else ""
+        return (
+            f"{text}quantization loses {total.quantization_drop:.3f} of it{blame}; "
+            "quantize longer (--steps), or export --precision fp16"
+        )
+    lost = total.total_drop - total.quantization_drop
+    return f"{text}pruning and distillation lose {lost:.3f} of it; prune less (--prune), distill longer (--steps)"
+
+
+def seals(manifest: Manifest, golden: Golden) -> tuple[str, ...]:
+    """Whether thresholds and model files are still those the golden tiles were made with: a line for each that is not.
+
+    The manifest, the golden tiles, and for `max_drop` the recipe must tell the same.
+    """
+    edited = []
+    for variant in manifest.variants:
+        made, found = golden.models.get(variant.file), manifest.files[variant.file]
+        if made != found:
+            edited.append(
+                f"model file edited: {variant.file} has sha256 {found[:12]}..., the golden tiles were made with "
+                f"{f'{made[:12]}...' if made else 'none of that name'}: get the bundle again from its maker, or export "
+                "it again"
+            )
+    for item in fields(Thresholds):
+        says, kept = getattr(manifest.thresholds, item.name), getattr(golden.thresholds, item.name)
+        places = {"manifest says": says, "sealed": kept}
+        if item.name == "max_drop":
+            places["recipe"] = manifest.recipe.get("max_drop")
+        if any(value != kept for value in places.values()):
+            unit = " dB" if item.name == "max_drop" else ""
+            told = ", ".join(
+                f"{place} {'none' if value is None else f'{value}{unit}'}" for place, value in places.items()
+            )
+            edited.append(
+                f"thresholds edited: {told} ({item.name}): get the bundle again from its maker, or export it again "
+                "with the threshold you want"
+            )
+    return tuple(edited)
+
+
+def agree(golden: Golden, device: NDArray[np.uint8], variant: str, default: str, kernels: str) -> Agreement:
+    """Compare the device's bytes with the reference's and say what is required of them.
+
+    Args:
+        golden: the tiles; its `host` is the default variant's output on the machine that compressed it.
+        device: uint8 [K, H, W, C].
+        variant, default: the variant that ran, and the one that `golden.host` came from.
+        kernels: what ran it here.
+    """
+    integer = variant.startswith("int8")
+    host = variant == default or (integer and default.startswith("int8"))
+    reference = golden.host if host else Golden.to_uint8(golden.fp32_compressed)
+    apart = np.abs(device.astype(np.int16) - reference)
+    return Agreement(
+        reference="host" if host else "fp32",
+        identical=float(np.mean(apart == 0)),
+        max_lsb=int(apart.max()),
+        psnr=decibels(device, reference),
+        bit_exact=integer and host and kernels == golden.kernels == "xnnpack",
+        psnr_allowed=_OTHER_KERNELS_DB if integer else _FLOAT_DB,
+    )
+
+
+def _portable_agreement(bundle: Bundle, variant: Variant) -> float | None:
+    """Share of identical bytes when device and host both use the portable kernels; None if either cannot."""
+    golden = bundle.golden()
+    if not variant.name.startswith("int8") or golden.portable is None or golden.portable_at is None:
+        return None
+    at = golden.portable_at
+    outputs = portable_outputs(bundle, variant, golden.noisy[at], golden.sigma[at])
+    return None if outputs is None else float(np.mean(outputs == golden.portable))
+
+
+def _run(denoiser: Denoiser, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.stack([denoiser(tile, sigma=float(level)) for tile, level in zip(noisy, sigma, strict=True)])
+
+
+def _int8_share(engine: Engine | None, layers: Sequence[LayerReport]) -> tuple[float, str, tuple[str, ...]]:
+    """Share of MACs in int8, where it comes from, and what is wrong if the manifest's layers tell otherwise."""
+    stated, total = int8_share(layers), sum(engine.macs.values()) if engine is not None else 0
+    if engine is None or not total:
+        return stated, "as exported", ()
+    share = engine.macs.get("int8", 0) / total
+    if abs(share - stated) <= 1e-6:
+        return share, "counted in the model file", ()
+    wrong = (
+        f"layers edited: the manifest says {percent(stated)} of MACs in int8, the model file holds {percent(share)}: "
+        "get the bundle again from its maker, or export it again"
+    )
+    return share, "counted in the model file", (wrong,)
+
+
+def _verdict(
+    bundle: Bundle,
+    variant: Variant,
+    device: NDArray[np.uint8],
+    agreement: Agreement,
+    speed: Speed | None,
+    engine: Engine | None,
+) -> Verdict:
+    manifest, golden = bundle.manifest, bundle.golden()
+    table = rows(golden, device)
+    # The layers and the share of int8 are about the integer variants: a float fallback owes none.
+    integer = variant.name.startswith("int8")
+    layers = manifest.layers if integer else ()
+    thresholds = golden.thresholds if integer else Thresholds(golden.thresholds.max_drop)
+    share, source, wrong = _int8_share(engine if integer else None, layers)
+    kernels = golden.kernels if engine is None else engine.kernels
+    reasons = judge(table, agreement, share, thresholds, layers) + wrong + seals(manifest, golden)
+    return Verdict(
+        passed=not reasons,
+        reasons=reasons,
+        notes=_notes(bundle, agreement, kernels),
+        name=manifest.name,
+        target=manifest.target,
+        variant=variant.name,
+        rows=table,
+        total=mean(table),
+        agreement=agreement,
+        int8_share=share,
+        int8_source=source,
+        worst_layer=worst_layer(layers),
+        speed=speed,
+        bytes=bundle.path(variant.file).stat().st_size,
+        original_bytes=manifest.model.original_bytes,
+        engine=variant.engine,
+        library="as recorded by the host" if engine is None else engine.library,
+        kernels=kernels,
+        thresholds=thresholds,
+    )
+
+
+def _notes(bundle: Bundle, agreement: Agreement, kernels: str) -> tuple[str, ...]:
+    notes = []
+    if bundle.unlisted:
+        notes.append(f"files that the manifest does not list, and nothing reads: {', '.join(bundle.unlisted)}")
+    if agreement.reference == "host" and not agreement.bit_exact:
+        held = "by portable kernels" if agreement.portable is not None else f"within {agreement.psnr_allowed:g} dB only"
+        notes.append(
+            f"this device runs {kernels} kernels, the host ran {bundle.golden().kernels}: the bits of the fast kernels "
+            f"cannot be compared; the model was held to the host's {held}"
+        )
+    return tuple(notes)
+
+
+def _time(bundle: Bundle, denoiser: Denoiser) -> Speed | None:
+    """Median time of an image whose useful pixels fill one tile, in turns with a float variant if there is another."""
+    manifest, golden = bundle.manifest, bundle.golden()
+    halo, stride, threads = manifest.model.halo, manifest.model.stride, denoiser.engine.threads
+    side = manifest.tile - math.ceil(halo / stride) * stride - halo
+    copies = math.ceil(side / min(golden.noisy.shape[1:3]))
+    image = np.tile(golden.noisy[0], (copies, copies, 1))[:side, :side]
+    sigma = float(golden.sigma[0])
+    names = [v.name for v in manifest.variants]
+    baseline = next((name for name in ("fp32", "fp16") if name in names and name != denoiser.variant.name), None)
+    with ExitStack() as stack:
+        contenders = [denoiser]
+        if baseline is not None:
+            contenders.append(stack.enter_context(Denoiser.from_bundle(bundle, baseline, threads)))
+        times: list[list[float]] = [[] for _ in contenders]
+        for contender in contenders:
+            contender(image, sigma=sigma)  # the first run also fills caches
+        end = time.perf_counter() + _SECONDS
+        while len(times[0]) < _MIN_RUNS or (len(times[0]) < _MAX_RUNS and time.perf_counter() < end):
+            for contender, taken in zip(contenders, times, strict=True):
+                start = time.perf_counter()
+                contender(image, sigma=sigma)
+                taken.append(time.perf_counter() - start)
+    medians = [float(np.median(taken)) for taken in times]
+    ratio = medians[1] / medians[0] if baseline is not None else None
+    return Speed(medians[0] * 1e3 / (side * side / 1e6), threads, baseline, ratio)
