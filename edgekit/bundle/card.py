@@ -1,0 +1,93 @@
+"""The card of a bundle: what the model is, how good, under which terms, and how to use it. Markdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekit.bundle.manifest import Manifest, TensorSpec, Variant
+
+if TYPE_CHECKING:
+    from edgekit.runtime.verdict import Verdict
+
+
+def render(manifest: Manifest, verdict: Verdict) -> str:
+    """The card as Markdown, for a manifest and the host's verdict on it."""
+    model = manifest.model
+    kind = "colour (RGB)" if model.channels == 3 else "gray"
+    told = (
+        "estimates the noise itself" if model.blind else f"is told the noise level, {_range(manifest)} in 8-bit units"
+    )
+    lines = [
+        f"# {manifest.name} for {manifest.target}",
+        "",
+        f"An image denoiser, {kind}, that {told}. Architecture: {model.arch}"
+        + (f" ({model.source})." if model.source else "."),
+        "",
+        f"    {verdict.line()}",
+        "",
+        f"- size: {model.macs_per_pixel / 1e3:.2f} kMAC per pixel, {model.parameters:,} parameters "
+        f"(before compression {model.original_macs_per_pixel / 1e3:.2f} and {model.original_parameters:,})",
+        f"- input: tiles of {manifest.tile}x{manifest.tile}; a pixel depends on the {model.halo} around it (halo); "
+        f"height and width are multiples of {model.stride}",
+        f"- made for noise: {_noise(manifest)}",
+        "",
+        "## Quality",
+        "",
+        f"PSNR in dB on the golden tiles of `{manifest.golden}`, which no stage saw: clipped 8-bit input, rounded "
+        "8-bit output, measured on the machine that compressed it.",
+        "",
+        f"| sigma | noisy | FP32 original | FP32 compressed | {verdict.variant} | total | quantization |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in (*verdict.rows, verdict.total):
+        lines.append(
+            f"| {'mean' if row.sigma is None else format(row.sigma, 'g')} | {row.noisy:.2f} | {row.fp32_original:.2f} "
+            f"| {row.fp32_compressed:.2f} | {row.device:.2f} | {-row.total_drop:+.2f} | {-row.quantization_drop:+.2f} |"
+        )
+    lines += ["", "## Licences", ""]
+    lines += [f"- {what}: {terms}" for what, terms in manifest.licences.items()] or ["- not stated"]
+    lines += [
+        "",
+        "## Using it",
+        "",
+        "- Python: `pip install 'edgekit[litert]'`, then as in `samples/python.py`, or "
+        "`edgekit denoise IN -o OUT --model THIS_FOLDER`.",
+        "- Prove that it arrived intact: `edgekit check THIS_FOLDER`; on a device without edgekit `python verify.py`.",
+        "- Any other language: open a model file below with LiteRT (TensorFlow Lite) and feed tiles; `samples/` holds "
+        "a C program.",
+        "",
+        "| variant | file | tensors |",
+        "|---|---|---|",
+        *(f"| {_default(manifest, v)} | `{v.file}` | {_tensors(v)} |" for v in manifest.variants),
+        "",
+        "An integer image tensor at scale 1/255 takes the bytes of an 8-bit image without arithmetic: as they are in "
+        "uint8, less 128 in int8.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _range(manifest: Manifest) -> str:
+    return f"{manifest.sigma[0]:g} to {manifest.sigma[1]:g}"
+
+
+def _noise(manifest: Manifest) -> str:
+    noise = manifest.recipe.get("noise")
+    name = noise.get("model") if isinstance(noise, dict) else noise
+    return f"{name if isinstance(name, str) else 'see the recipe'}, sigma {_range(manifest)} in 8-bit units"
+
+
+def _default(manifest: Manifest, variant: Variant) -> str:
+    return f"{variant.name} (default)" if variant.name == manifest.default_variant else variant.name
+
+
+def _tensors(variant: Variant) -> str:
+    return ", ".join(f"{spec.role} {_spec(spec)}" for spec in (*variant.inputs, *variant.outputs))
+
+
+def _spec(spec: TensorSpec) -> str:
+    shape = "x".join("any" if n < 0 else str(n) for n in spec.shape)
+    if spec.scale is None:
+        return f"{spec.dtype} {shape} {spec.layout}"
+    scale = "1/255" if abs(spec.scale * 255 - 1) < 1e-6 else f"{spec.scale:.6g}"
+    return f"{spec.dtype} {shape} {spec.layout} at scale {scale}, zero point {spec.zero_point}"
