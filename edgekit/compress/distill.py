@@ -91,6 +91,11 @@ def _validate(student: DenoiserModel, teacher: DenoiserModel | None, settings: D
         )
     if teacher is None and settings.feature_weight:
         raise RecipeError(f"feature_weight is {settings.feature_weight} without a teacher: name one, or set it to 0")
+    if teacher is not None and settings.clean_weight and not settings.output_weight and not settings.feature_weight:
+        raise RecipeError(
+            f"output_weight and feature_weight are 0: the teacher {teacher.arch} would not be used; raise one, or "
+            "choose no teacher"
+        )
     if not settings.clean_weight and (teacher is None or not settings.output_weight):
         raise RecipeError(
             f"clean_weight is 0 and there is {'no output_weight' if teacher else 'no teacher'}: nothing would tell the "
