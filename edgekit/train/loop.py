@@ -2,90 +2,338 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
+from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
+from edgekit import losses
+from edgekit.batch import Batch
+from edgekit.errors import RecipeError, ShapeError, TrainingError
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import TrainSettings
-from edgekit.train import losses, noise, patches
 from edgekit.train.ema import WeightAverage
+from edgekit.train.images import ImageSource
+from edgekit.train.journal import Journal
+from edgekit.train.sampling import batches, prefetched
+from edgekit.train.schedule import learning_rate, parameter_groups
+from edgekit.train.state import FILE, load_state, save_state
+from edgekit.train.validation import denoise, evaluate, to_tensor, validation_levels
+
+# Settings that change what is written when, not what is learned: a resumed run may have others.
+_FREE = {"save_every", "tensorboard"}
 
 
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of a percent of the peak."""
-    if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.learning_rate * (1e-4 + (1 - 1e-4) * 0.5 * (1 + math.cos(math.pi * progress)))
+class Progress(Protocol):
+    """`progress(done, total, text)` is told how far training is; text is short, e.g. "loss 0.0123"."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None: ...
 
 
 def fit(
     model: DenoiserModel,
-    images: Sequence[patches.Image],
+    source: ImageSource,
     settings: TrainSettings,
     folder: Path,
-    validate: Callable[[DenoiserModel], dict[str, float]] | None = None,
+    *,
+    teacher: DenoiserModel | None = None,
+    progress: Progress | None = None,
+    identity: Mapping[str, str] | None = None,
 ) -> DenoiserModel:
-    """Train; returns the averaged model. A checkpoint in `folder` is resumed."""
-    fabric = Fabric(accelerator="cpu", precision=settings.precision)
+    """Train a model, or go on with the run that `folder` holds.
+
+    Writes `last.ckpt` (every `save_every` steps, whole or not at all), `log.jsonl`, and TensorBoard's files on request.
+    A run that was killed and resumed ends in the same weights, bit for bit, as one that was not.
+
+    Args:
+        model: trained in place.
+        source: images of the model's channels.
+        settings: everything else.
+        folder: where the run's files stand; it is made.
+        teacher: a better model; its output is a share `teacher_weight` of the target.
+        progress: called after every step.
+        identity: what else the run depends on, by name; a run with another identity is not resumed.
+    Returns: the averaged model, in eval mode on the CPU; with `patience`, as it was at its best validation.
+    Raises:
+        RecipeError: settings that do not fit the model or each other, or not the run that is resumed.
+        TrainingError: the loss is no longer finite; the last checkpoint is kept.
+        CheckpointError: a checkpoint cannot be read or written.
+    """
+    _check(model, source, settings, teacher)
+    fabric = _fabric(settings)
     torch.manual_seed(settings.seed)
-    model = model.to(memory_format=torch.channels_last)
-    average = WeightAverage(model, settings.ema)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    wrapped, optimizer = fabric.setup(model, optimizer)
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint, start = folder / "last.ckpt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        average.model.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
-    log = (folder / "log.jsonl").open("a")
-    began, sums = time.perf_counter(), 0.0
-    for step in range(start, settings.steps):
-        rng = patches.step_rng(settings.seed, step, fabric.global_rank)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        clean = patches.batch(images, settings.batch, settings.patch, settings.augment, rng)
-        noisy, sigma = noise.draw(clean, settings.noise, generator)
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, settings)
-        output = wrapped(noisy, sigma)
-        loss = losses.weighted(settings.loss, output.float(), clean, sigma if settings.balance_sigma else None)
-        optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
-        fabric.clip_gradients(wrapped, optimizer, max_norm=settings.clip_norm)
-        optimizer.step()
-        average.update(model, step)
-        sums += loss.item()
-        done = step + 1
-        if done % settings.save_every == 0 or done == settings.steps:
-            record = {
-                "step": done,
-                "loss": sums / settings.save_every,
-                "seconds": time.perf_counter() - began,
-            }
-            if validate and (done % settings.validate_every == 0 or done == settings.steps):
-                record |= validate(average.model)
-            sums = 0.0
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            temporary = checkpoint.with_suffix(".tmp")
-            torch.save(
-                {
-                    "model": model.state_dict(),
-                    "ema": average.model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": done,
-                },
-                temporary,
+    run = _Run(fabric, model, source, settings, folder, teacher, identity or {})
+    return run.train(progress)
+
+
+def _check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, teacher: DenoiserModel | None) -> None:
+    losses.weighted(settings.loss, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))  # an unknown loss is named here
+    if not settings.loss or min(settings.loss.values()) < 0 or sum(settings.loss.values()) == 0:
+        raise RecipeError(
+            f"loss is {settings.loss}: expected weights of at least 0, one of them above, e.g. {{'l1': 1.0}}"
+        )
+    for role, network in (("model", model), ("teacher", teacher)):
+        if network is None:
+            continue
+        if network.channels != source.channels:
+            raise ShapeError(
+                f"the {role} {network.arch} has {network.channels} channels, the images have {source.channels}: "
+                f"open the images with channels={network.channels}"
             )
-            temporary.replace(checkpoint)
-    return average.model
+        if settings.patch % network.stride:
+            raise RecipeError(
+                f"patch is {settings.patch}: the {role} {network.arch} takes multiples of {network.stride}"
+            )
+    if settings.patience and not source.held_out:
+        raise RecipeError(
+            f"patience is {settings.patience}, but no image is held out to validate on: set validation_share above 0"
+        )
+    replicated = ("auto", "dp", "ddp")
+    if not settings.strategy.startswith(replicated):
+        raise RecipeError(
+            f"strategy is {settings.strategy!r}: expected one that keeps the whole model on every device "
+            f"({', '.join(replicated)} and its variants); these models are small"
+        )
+
+
+def _fabric(settings: TrainSettings) -> Fabric:
+    # Its messages about what it chose would interrupt the progress bar; warnings still come through.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    try:
+        fabric = Fabric(
+            accelerator=settings.accelerator,
+            devices=settings.devices,
+            num_nodes=settings.num_nodes,
+            strategy=settings.strategy,
+            precision=settings.precision,
+        )
+    except (ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(
+            f"accelerator {settings.accelerator!r}, devices {settings.devices!r}, strategy {settings.strategy!r} and "
+            f"precision {settings.precision!r} do not work here: {reason}"
+        ) from error
+    fabric.launch()
+    return fabric
+
+
+class _Run:
+    """One run: everything that a step touches."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        model: DenoiserModel,
+        source: ImageSource,
+        settings: TrainSettings,
+        folder: Path,
+        teacher: DenoiserModel | None,
+        identity: Mapping[str, str],
+    ) -> None:
+        self.fabric, self.source, self.settings, self.folder = fabric, source, settings, folder
+        self.model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        groups = parameter_groups(model, settings)
+        # The fused kernel unscales gradients itself, which float16's loss scaling cannot be clipped with.
+        fused = settings.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.average = WeightAverage(model, settings.ema)
+        self.teacher: DenoiserModel | None = None
+        if teacher is not None:
+            self.teacher = teacher.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.teacher.eval().requires_grad_(False)
+        self.identity = _identity(model, source, settings, teacher, fabric) | dict(identity)
+        self.step = 0
+        # Of the steps since the last record; of the validations so far.
+        self.loss_sum, self.loss_count = 0.0, 0
+        self.best: dict[str, Any] = {"psnr": -math.inf, "step": 0, "waited": 0, "weights": None}
+
+    def train(self, progress: Progress | None) -> DenoiserModel:
+        self.resume()
+        first = self.fabric.is_global_zero
+        journal = Journal(self.folder, self.step, self.settings.tensorboard) if first else None
+        began = time.perf_counter() - (journal.seconds if journal else 0)
+        accumulate, total = self.settings.accumulate, self.settings.steps
+        sampler = batches(self.source, self.settings, rank=self.fabric.global_rank)
+        stream = prefetched(sampler, self.step * accumulate, total * accumulate)
+        try:
+            with closing(stream):
+                while self.step < total and not self.stalled():
+                    loss = self.one_step([next(stream) for _ in range(accumulate)])
+                    self.record(journal, began)
+                    if progress and first:
+                        progress(self.step, total, f"loss {loss:.4f}")
+        finally:
+            if journal:
+                journal.close()
+        weights = self.best["weights"] if self.settings.patience else None
+        if weights:
+            self.average.model.load_state_dict(weights)
+        return self.average.model.to("cpu")
+
+    def resume(self) -> None:
+        state = load_state(self.folder, self.identity)
+        self.fabric.barrier()
+        if state is None:
+            return
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        self.step, self.best = state["step"], state["best"]
+        self.loss_sum, self.loss_count = state["loss_sum"], state["loss_count"]
+
+    def save(self) -> None:
+        if self.fabric.is_global_zero:
+            state = {
+                "run": self.identity,
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "ema": self.average.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "precision": self.fabric.strategy.precision.state_dict(),
+                "loss_sum": self.loss_sum,
+                "loss_count": self.loss_count,
+                "best": self.best,
+            }
+            save_state(self.folder, state)
+        self.fabric.barrier()
+
+    def stalled(self) -> bool:
+        """True when as many validations as `patience` allows brought nothing."""
+        return 0 < self.settings.patience <= int(self.best["waited"])
+
+    def one_step(self, parts: list[Batch]) -> float:
+        """One optimiser step on the batches given, whose losses are averaged. Returns the loss."""
+        rate = learning_rate(self.step, self.settings)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.fabric.device)
+        for i, part in enumerate(parts):
+            # With several devices gradients are exchanged once a step, after the last part.
+            waits = self.fabric.world_size > 1 and i + 1 < len(parts)
+            with self.fabric.no_backward_sync(self.wrapped) if waits else nullcontext():
+                loss = self.loss(self.fabric.to_device(part)) / len(parts)
+                self.fabric.backward(loss)
+            total += loss.detach()
+        norm = self.fabric.clip_gradients(
+            self.wrapped, self.optimizer, max_norm=self.settings.clip_norm, error_if_nonfinite=False
+        )
+        value = self.finite(total, norm, rate)
+        self.optimizer.step()
+        self.average.update(self.model, self.step)
+        self.step += 1
+        self.loss_sum += value
+        self.loss_count += 1
+        return value
+
+    def loss(self, batch: Batch) -> Tensor:
+        noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
+        output = self.wrapped(noisy, batch.sigma).float()
+        balance = batch.sigma if self.settings.balance_sigma else None
+        loss = losses.weighted(self.settings.loss, output, batch.clean, balance)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad(), self.fabric.autocast():
+            taught = self.teacher(noisy, batch.sigma).float()
+        share = self.settings.teacher_weight
+        return (1 - share) * loss + share * losses.weighted(self.settings.loss, output, taught, balance)
+
+    def finite(self, loss: Tensor, norm: Tensor | None, rate: float) -> float:
+        """The loss as a number; on every process the same answer, so that none waits for one that stopped."""
+        if self.fabric.world_size > 1:
+            loss = self.fabric.all_reduce(loss, reduce_op="mean")  # type: ignore[assignment]
+        value, length = float(loss), 0.0 if norm is None else float(norm)
+        # Float16's loss scaling probes for infinite gradients, and skips such a step.
+        if math.isfinite(value) and (math.isfinite(length) or self.settings.precision == "16-mixed"):
+            return value
+        path = self.folder / FILE
+        kept = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint was due before"
+        raise TrainingError(
+            f"training stopped at step {self.step + 1}: the loss is {value:g} and the gradient's norm {length:g} at a "
+            f"learning rate of {rate:.2g}; {kept}: begin a new run from its weights with a lower learning_rate, "
+            "and look for damaged images"
+        )
+
+    def record(self, journal: Journal | None, began: float) -> None:
+        """Validate, write down, save: each where its time has come."""
+        settings, step = self.settings, self.step
+        last = step == settings.steps
+        validates = bool(self.source.held_out) and (last or step % settings.validate_every == 0)
+        saves = last or step % settings.save_every == 0
+        if validates or saves:
+            record: dict[str, Any] = {"step": step, "loss": self.loss_sum / self.loss_count}
+            self.loss_sum, self.loss_count = 0.0, 0
+            if validates:
+                record |= self.validate(journal)
+            if journal:
+                journal.write(record | {"seconds": round(time.perf_counter() - began, 3)})
+        # A run that ends here early is saved, too.
+        if saves or self.stalled():
+            self.save()
+
+    def validate(self, journal: Journal | None) -> dict[str, float]:
+        """PSNR and SSIM of the averaged model on the held-out images; remembers the best."""
+        scores: dict[str, float] = {}
+        if journal:
+            scores = self.measure()
+            self.show(journal)
+        scores = self.fabric.broadcast(scores)
+        psnrs = [value for name, value in scores.items() if name.startswith("psnr")]
+        psnr = sum(psnrs) / len(psnrs)
+        if psnr > self.best["psnr"]:
+            weights = {k: v.detach().cpu().clone() for k, v in self.average.model.state_dict().items()}
+            kept = weights if self.settings.patience else None
+            self.best = {"psnr": psnr, "step": self.step, "waited": 0, "weights": kept}
+        else:
+            self.best["waited"] += 1
+        return scores
+
+    def measure(self) -> dict[str, float]:
+        noise, held_out = self.settings.noise, self.source.held_out
+        if self.source.paired or noise.model != "gaussian":
+            found = evaluate(self.average.model, held_out, noise_settings=noise, autocast=self.fabric.autocast)
+            return {"psnr": round(found.psnr, 3), "ssim": round(found.ssim, 4)}
+        scores: dict[str, float] = {}
+        for sigma in validation_levels(noise):
+            found = evaluate(self.average.model, held_out, sigma, autocast=self.fabric.autocast)
+            scores |= {f"psnr_{sigma:g}": round(found.psnr, 3), f"ssim_{sigma:g}": round(found.ssim, 4)}
+        return scores
+
+    def show(self, journal: Journal) -> None:
+        if not self.settings.tensorboard:
+            return
+        batch = batches(self.source, self.settings)(0)
+        output = denoise(self.average.model, batch.noisy[:1], batch.sigma[:1], self.fabric.autocast)
+        journal.images("noisy, denoised, clean", [batch.noisy[:1], output, batch.clean[:1]], self.step)
+        clean = to_tensor(self.source.held_out[0].pixels()[0])
+        journal.images("held out", [clean], self.step)
+
+
+def _identity(
+    model: DenoiserModel, source: ImageSource, settings: TrainSettings, teacher: DenoiserModel | None, fabric: Fabric
+) -> dict[str, str]:
+    """What decides the weights that a run ends in, by name, for the message when it differs."""
+    chosen = settings.model_dump(mode="json")
+    images = hashlib.sha256("".join(p.digest for p in (*source.training, *source.held_out)).encode()).hexdigest()
+    taught = "none"
+    if teacher is not None:
+        values = b"".join(value.cpu().float().numpy().tobytes() for value in teacher.state_dict().values())
+        taught = f"{teacher.arch} {hashlib.sha256(values).hexdigest()[:12]}"
+    return {
+        "model": f"{model.arch} {json.dumps(model.config())}",
+        "set of images": f"{len(source.training)} of {images[:12]}",
+        "teacher": taught,
+        "number of processes": str(fabric.world_size),
+        **{name: json.dumps(value) for name, value in chosen.items() if name not in _FREE},
+    }

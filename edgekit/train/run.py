@@ -1,0 +1,141 @@
+"""A whole training run: images in, a folder with weights, recipe and log out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgekit import models
+from edgekit._version import __version__
+from edgekit.errors import OutputExistsError
+from edgekit.models.base import DenoiserModel
+from edgekit.models.checkpoints import write_atomically
+from edgekit.recipe import TrainSettings
+from edgekit.train.images import ImageSource, open_images
+from edgekit.train.journal import read_log
+from edgekit.train.loop import Progress, fit
+from edgekit.train.state import FILE
+
+WEIGHTS = "model.safetensors"
+RECIPE = "recipe.yaml"
+_OURS = (FILE, WEIGHTS, RECIPE, "log.jsonl")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run ended in.
+
+    Attributes:
+        model: the trained model, in eval mode on the CPU.
+        path: its weight file; `recipe.yaml` and `log.jsonl` stand beside it.
+        steps: optimiser steps taken; fewer than asked for when it stopped early.
+        seconds: time spent, resumed parts together.
+        scores: the last validation, e.g. {"psnr_25": 30.9, "ssim_25": 0.87}; empty when no image is held out.
+    """
+
+    model: DenoiserModel
+    path: Path
+    steps: int
+    seconds: float
+    scores: Mapping[str, float]
+
+
+def train(
+    model_name: str,
+    data: str | os.PathLike[str] | ImageSource | None,
+    settings: TrainSettings,
+    out: str | os.PathLike[str],
+    *,
+    channels: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Trained:
+    """Train a model by name and write `model.safetensors`, `recipe.yaml` and `log.jsonl` into a folder.
+
+    Args:
+        model_name: one of `models.names()`.
+        data: a folder of clean images or of pairs; None for the built-in set. See `open_images`.
+        settings: see `TrainSettings`.
+        out: the run's folder.
+        channels: 1 or 3; None is the model's own default.
+        weights: start from these (a shipped name or a file) instead of random weights.
+        teacher: a shipped name or a weight file of a better model, which is imitated too.
+        resume: go on with the run that `out` holds; an `out` without one starts it.
+        force: start over where `out` holds a run.
+        progress: told after every step.
+    Raises: OutputExistsError: `out` holds a run, and neither `resume` nor `force` is given. What `open_images`,
+        `models.load` and `fit` raise.
+    """
+    folder = Path(out)
+    existing = [folder / name for name in _OURS if (folder / name).exists()]
+    if existing and not (resume or force):
+        raise OutputExistsError(
+            f"{folder} already holds a training run ({existing[0].name}): "
+            "resume it (--resume), start over (--force), or name another folder"
+        )
+    torch.manual_seed(settings.seed)
+    model = models.create(model_name, **({} if channels is None else {"channels": channels}))
+    if weights is not None:
+        models.load(os.fspath(weights), model)
+    tutor = None if teacher is None else models.load(os.fspath(teacher))
+    source = data
+    if not isinstance(source, ImageSource):
+        source = open_images(
+            source,
+            channels=model.channels,
+            patch=settings.patch,
+            validation_share=settings.validation_share,
+            seed=settings.seed,
+        )
+    if force and not resume:
+        for path in existing:
+            path.unlink(missing_ok=True)
+    identity = {"starting weights": _digest(model) if weights is not None else "random"}
+    recipe = _recipe(model_name, model, source, settings, weights, teacher)
+    trained = fit(model, source, settings, folder, teacher=tutor, progress=progress, identity=identity)
+    records = read_log(folder / "log.jsonl")
+    scores: dict[str, float] = {}
+    for record in records:
+        scores = {k: v for k, v in record.items() if k.startswith(("psnr", "ssim"))} or scores
+    header = {"licence": source.licence, "trained_on": source.name, "edgekit": __version__}
+    models.save(folder / WEIGHTS, trained, header)
+    write_atomically(folder / RECIPE, recipe.encode())
+    return Trained(trained, folder / WEIGHTS, records[-1]["step"], records[-1]["seconds"], scores)
+
+
+def _recipe(
+    model_name: str,
+    model: DenoiserModel,
+    source: ImageSource,
+    settings: TrainSettings,
+    weights: str | os.PathLike[str] | None,
+    teacher: str | os.PathLike[str] | None,
+) -> str:
+    import yaml
+
+    content: dict[str, Any] = {
+        "model": model_name,
+        "channels": model.channels,
+        "data": None if source.name == "built-in" else source.name,
+        "images": len(source.training),
+        "weights": None if weights is None else str(weights),
+        "teacher": None if teacher is None else str(teacher),
+        "train": settings.model_dump(mode="json"),
+        "versions": {"edgekit": __version__, "torch": torch.__version__},
+    }
+    text: str = yaml.safe_dump(content, sort_keys=False)
+    return text
+
+
+def _digest(model: DenoiserModel) -> str:
+    values = b"".join(value.cpu().float().numpy().tobytes() for value in model.state_dict().values())
+    return hashlib.sha256(values).hexdigest()[:12]

@@ -1,0 +1,90 @@
+"""Batches by step number: any step can be drawn at any time, in any process, and is always the same."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgekit.batch import Batch
+from edgekit.errors import DataError
+from edgekit.recipe import TrainSettings
+from edgekit.train import noise, patches
+from edgekit.train.images import ImageSource
+
+
+class Sampler:
+    """`sampler(step)` draws the batch of a step; a stage of compression takes it as its `batches`.
+
+    From clean images the noise is drawn by `settings.noise`. Pairs bring their own: sigma is then the root mean square
+    of noisy - clean over the crop.
+
+    Args:
+        source: the images; every one at least `settings.patch` large.
+        settings: of it `batch`, `patch`, `seed`, `noise` and `augment` count.
+        rank: number of the process; each draws its own batches.
+    Raises: DataError: an image is smaller than the crop.
+    """
+
+    def __init__(self, source: ImageSource, settings: TrainSettings, rank: int = 0) -> None:
+        for picture in source.training:
+            if min(picture.shape[:2]) < settings.patch:
+                height, width = picture.shape[:2]
+                raise DataError(
+                    f"{picture.name} is {width}x{height}, smaller than the {settings.patch}-pixel crop: "
+                    f"open the images with patch={settings.patch}, which leaves such ones out"
+                )
+        self._pictures = source.training
+        self._paired = source.paired
+        self._settings = settings
+        self._rank = rank
+        areas = np.array([picture.shape[0] * picture.shape[1] for picture in source.training], np.float64)
+        self._chances = areas / areas.sum()
+
+    def __call__(self, step: int) -> Batch:
+        """Draw the batch of a step, each image as likely as its area."""
+        settings = self._settings
+        # Without state, so that a resumed run draws what the unbroken one would.
+        rng = np.random.default_rng([settings.seed, step, self._rank])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        picks = rng.choice(len(self._pictures), settings.batch, p=self._chances)
+        if self._paired:
+            return self._draw_pairs(picks.tolist(), rng)
+        windows = (patches.crop(self._pictures[i].pixels()[0], settings.patch, settings.augment, rng) for i in picks)
+        clean = _stack([patches.augment(window, settings.augment, rng) for window in windows])
+        return Batch(clean, *noise.draw(clean, settings.noise, generator))
+
+    def _draw_pairs(self, picks: list[int], rng: np.random.Generator) -> Batch:
+        drawn = []
+        for i in picks:
+            clean, noisy = self._pictures[i].pixels()
+            if noisy is None:
+                raise DataError(f"{self._pictures[i].name} has no noisy partner: pairs and single images do not mix")
+            drawn.append(patches.crop_pair(clean, noisy, self._settings.patch, self._settings.augment, rng))
+        clean_batch, noisy_batch = (_stack(list(images)) for images in zip(*drawn, strict=True))
+        return Batch(clean_batch, noisy_batch, noise.level(clean_batch, noisy_batch))
+
+
+def batches(source: ImageSource, settings: TrainSettings, *, rank: int = 0) -> Sampler:
+    """The batches of a run by step number: `batches(source, settings)(step)`. See `Sampler`."""
+    return Sampler(source, settings, rank)
+
+
+def prefetched(sampler: Sampler, start: int, stop: int) -> Generator[Batch]:
+    """The batches of the steps from `start` up to `stop`, the next one drawn in a thread while this one is used."""
+    if start >= stop:
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="edgekit-batches") as pool:
+        ahead: Future[Batch] = pool.submit(sampler, start)
+        for step in range(start, stop):
+            batch = ahead.result()
+            if step + 1 < stop:
+                ahead = pool.submit(sampler, step + 1)
+            yield batch
+
+
+def _stack(images: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

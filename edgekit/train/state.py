@@ -1,0 +1,50 @@
+"""The state of a run on disk: enough to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgekit.errors import CheckpointError, RecipeError
+from edgekit.models.checkpoints import write_atomically
+
+FILE = "last.ckpt"
+
+
+def save_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `last.ckpt`, whole or not at all. Raises: CheckpointError: it cannot be written; the old one stands."""
+    # To memory first: torch's own writer reports a full disk without saying so.
+    content = io.BytesIO()
+    torch.save(dict(state), content)
+    write_atomically(folder / FILE, content.getvalue())
+
+
+def load_state(folder: Path, run: Mapping[str, str]) -> dict[str, Any] | None:
+    """Read `last.ckpt`; None where there is none.
+
+    Args:
+        run: what defines the run, by name; it is compared with what the checkpoint was saved with.
+    Raises:
+        CheckpointError: the file is damaged.
+        RecipeError: it belongs to a run with other settings.
+    """
+    path = folder / FILE
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        saved: Mapping[str, str] = state["run"]
+    except Exception as error:  # torch raises whatever its zip reader and unpickler do
+        reason = str(error).split("\n", 1)[0]
+        raise CheckpointError(f"cannot read {path} ({reason}): delete it to start the run over") from error
+    for name in sorted(run.keys() | saved.keys()):
+        if run.get(name) != saved.get(name):
+            raise RecipeError(
+                f"{folder} holds a run with another {name}: {saved.get(name)}, now {run.get(name)}; "
+                "resume it with the settings it began with, or write to another folder"
+            )
+    return state
