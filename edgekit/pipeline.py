@@ -26,8 +26,8 @@ from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.prune import prune
 from edgekit.compress.quantize import layer_sqnr, quantize
 from edgekit.compress.record import Size, StageRecord
-from edgekit.errors import MissingExtraError, OutputExistsError, RecipeError
-from edgekit.models import DenoiserModel, checkpoints
+from edgekit.errors import MissingExtraError, OutputExistsError, RecipeError, UnknownNameError
+from edgekit.models import DenoiserModel, checkpoints, names
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check
 from edgekit.runtime.denoiser import Denoiser
@@ -88,8 +88,12 @@ def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, Quantiz
 
 
 def plan(recipe: Recipe) -> list[StagePlan]:
-    """The stages of a recipe, in order, with an estimate of their time; nothing is run or written."""
+    """The stages of a recipe, in order, with an estimate of their time; nothing is run or written.
+
+    Raises: UnknownNameError, RecipeError: the target, model or teacher is unknown, or has no weights.
+    """
     target = targets.get(recipe.target)
+    _check_names(recipe)
     pruning, distillation, quantization = settings_of(recipe)
     taught = distillation.cache_batches * _SECONDS["teacher"] if recipe.teacher != "none" else 0.0
     stages = [StagePlan("original", {"model": recipe.model, "data": str(recipe.data or "built-in")}, _SECONDS["start"])]
@@ -134,6 +138,7 @@ def compress(
     destination = out / f"{Path(recipe.model).stem}-{target.name}.edgekit"
     if destination.exists() and not force:
         raise OutputExistsError(f"{destination} exists: use --force to replace it, or --out for another folder")
+    _check_names(recipe)
     original, teacher = _models(recipe)
     _check_tile(recipe.tile, original)
     images = open_stage_data(recipe, original.channels)
@@ -183,6 +188,23 @@ def compress(
 
 def _silent(stage: str, done: int, total: int, text: str = "") -> None:
     pass
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse a model or teacher that is unknown, or has no weights; files are looked at when they are read."""
+    shipped = checkpoints.shipped()
+    for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
+        allowed = [*names(), "none"] if role == "teacher" else names()
+        if Path(name).suffix or (role, name) == ("teacher", "none"):
+            continue
+        if name not in allowed:
+            raise UnknownNameError.unknown(role, name, allowed)
+        if name not in shipped and (role == "teacher" or recipe.weights is None):
+            fix = "--teacher none or a weight file" if role == "teacher" else "--weights FILE"
+            raise RecipeError(
+                f"{role} {name!r} comes without weights: use one that has them ({', '.join(shipped) or 'none does'}), "
+                f"or {fix}; edgekit train makes one"
+            )
 
 
 def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
