@@ -15,6 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: without the program's name; None takes the process's own.
     """
+    from edgekit.cli.messages import set_up
     from edgekit.cli.outcome import run
 
+    set_up()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

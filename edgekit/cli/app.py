@@ -8,7 +8,6 @@ import typer
 
 from edgekit._version import __version__
 from edgekit.cli import denoise, device, host, overview
-from edgekit.cli.messages import set_up
 
 app = typer.Typer(
     name="edgekit",
@@ -32,7 +31,6 @@ def _top(
         bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    set_up()
     if context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -52,7 +52,7 @@ def denoise(
             files.save(target, clean, like=picture, overwrite=force)
         bars("denoise", len(jobs), len(jobs))
     if unreadable:
-        raise DataError(f"{len(unreadable)} of {len(jobs)} images were skipped, the first: {unreadable[0]}")
+        raise DataError(f"skipped {len(unreadable)} of {len(jobs)} images, the first: {unreadable[0]}")
 
 
 def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path, Path]]:
@@ -80,6 +80,9 @@ def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path,
     for _, target in pairs:
         if target.suffix.lower() not in files.FORMATS:
             raise DataError(f"{target} has the suffix {target.suffix!r}: expected one of {', '.join(files.FORMATS)}")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists() and folder != out)
+    if not above.is_dir():
+        raise RecipeError(f"-o {out} lies below {above}, which is a file: choose another -o")
     _refuse_overwriting(pairs, force=force)
     return pairs
 

@@ -22,12 +22,12 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         code = app(args=list(arguments), prog_name="edgekit", standalone_mode=False)
-        # Typer before 0.20 returns None, later ones hand the exit code of `typer.Exit` back.
-        return code if isinstance(code, int) else OK
+        # What it returns is the exit code of a `typer.Exit` inside; newer releases make one of Ctrl-C too.
+        return _interrupted(arguments) if code == INTERRUPTED else code if isinstance(code, int) else OK
     except typer.Exit as leave:
         return leave.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", INTERRUPTED)
+        return _interrupted(arguments)
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; whatever Python flushes on its way out must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -52,6 +52,11 @@ def run(arguments: Sequence[str]) -> int:
         if not hasattr(error, "format_message"):
             raise
         return _say(f"error: {_usage(error)}")
+
+
+def _interrupted(arguments: Sequence[str]) -> int:
+    resumable = "compress" in arguments[:1] or "train" in arguments[:1]
+    return _say("interrupted" + (": add --resume to go on from the last checkpoint" if resumable else ""), INTERRUPTED)
 
 
 def _say(line: str, code: int = BAD_INPUT) -> int:

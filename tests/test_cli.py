@@ -1,0 +1,451 @@
+"""The command line: exit codes, one line for whatever is wrong, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pytest
+from golden_bundle import double_scale, rehash, scenes, write_tiny
+from PIL import Image
+
+from edgekit import pipeline
+from edgekit.bundle.reader import read
+from edgekit.cli.outcome import run
+from edgekit.recipe import Recipe
+from edgekit.runtime.check import check
+from edgekit.runtime.denoiser import open as open_bundle
+from edgekit.runtime.images import load
+
+
+@dataclass(frozen=True)
+class Said:
+    """Exit code, stdout and stderr of a command."""
+
+    code: int
+    out: str
+    err: str
+
+    def error(self) -> str:
+        """The one line on stderr of a command that refused."""
+        assert self.code == 2
+        assert self.out == ""
+        assert self.err.startswith("error: ")
+        assert self.err.count("\n") == 1
+        return self.err.removeprefix("error: ").rstrip("\n")
+
+
+class Terminal:
+    """Types commands."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, *words: object) -> Said:
+        code = run([str(word) for word in words])
+        said = self._capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+
+@pytest.fixture
+def edgekit(capsys: pytest.CaptureFixture[str]) -> Terminal:
+    return Terminal(capsys)
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("cli") / "tiny.edgekit")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray(scenes(1, 80, seed=5)[0]).save(path)
+    return path
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+# --- the program itself
+
+
+def test_no_command_prints_help(edgekit: Terminal) -> None:
+    said = edgekit()
+    assert said.code == 0
+    assert all(name in said.out for name in ("compress", "train", "check", "denoise", "inspect", "models", "doctor"))
+
+
+@pytest.mark.parametrize("command", ["compress", "train", "check", "denoise", "inspect", "models", "doctor"])
+def test_every_command_has_help(edgekit: Terminal, command: str) -> None:
+    assert edgekit(command, "--help").code == 0
+
+
+def test_help_of_compress_states_the_recipes_defaults(edgekit: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = edgekit("compress", "--help").out
+    for name in ("model", "teacher", "prune", "precision", "max_drop", "tile", "seed"):
+        flag = f"--{name.replace('_', '-')} "
+        line = next(line for line in text.splitlines() if flag in line)
+        assert f"[default: ({Recipe.model_fields[name].default})]" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["compres"], "No such command 'compres'"),
+        (["check"], "Missing argument 'BUNDLE'; see edgekit check --help"),
+        (["check", "a", "b"], "unexpected extra argument"),
+        (["compress", "--targt", "tflite"], "No such option: --targt"),
+        (["compress", "--tile"], "Option '--tile' requires an argument"),
+        (["denoise", "a.png", "-o", "b.png"], "Missing option '--model'"),
+    ],
+)
+def test_usage_error_is_one_line_and_says_where_help_is(edgekit: Terminal, words: list[str], message: str) -> None:
+    line = edgekit(*words).error()
+    assert message in line
+    assert line.endswith("--help")
+
+
+def test_version_and_exit_codes_of_the_real_process(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgekit"]
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "edgekit 0.1.0\n", "")
+    done = subprocess.run([*command, "check", str(tmp_path / "none")], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: no bundle at ")
+    assert done.stderr.count("\n") == 1
+
+
+# --- check and inspect
+
+
+def test_check_ends_in_the_verdict(edgekit: Terminal, bundle: Path) -> None:
+    said = edgekit("check", bundle)
+    assert said.code == 0
+    assert said.out.splitlines()[-1].startswith("PASS  FP32 ")
+    assert [line.split()[0] for line in said.out.splitlines() if line.strip()][3:8] == ["5", "15", "25", "50", "mean"]
+
+
+def test_check_as_json_is_the_verdict(edgekit: Terminal, bundle: Path) -> None:
+    said = edgekit("check", bundle, "--json")
+    found = json.loads(said.out)
+    assert (said.code, found["passed"], found["name"]) == (0, True, "golden-tiny")
+    assert [row["sigma"] for row in found["rows"]] == [5, 15, 25, 50]
+    assert found["rows"] == check(bundle).to_dict()["rows"]
+
+
+def test_check_of_an_altered_model_exits_1_and_says_why(edgekit: Terminal, bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "altered.edgekit"
+    shutil.copytree(bundle, copy)
+    double_scale(next(copy.rglob("*.int8.tflite")), layer=0, channel=0)
+    rehash(copy)
+    said = edgekit("check", copy)
+    assert said.code == 1
+    assert said.out.splitlines()[-1].startswith("FAIL")
+    assert "output differs from the host" in said.out
+    assert edgekit("check", copy, "--json").code == 1
+
+
+def test_check_refuses_a_changed_byte(edgekit: Terminal, bundle: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "damaged.edgekit"
+    shutil.copytree(bundle, copy)
+    model = next(copy.rglob("*.int8.tflite"))
+    content = bytearray(model.read_bytes())
+    content[-1] ^= 1
+    model.write_bytes(content)
+    assert "was altered or damaged" in edgekit("check", copy).error()
+    assert "was altered or damaged" in edgekit("check", copy, "--json").error()
+    assert "was altered or damaged" in edgekit("inspect", copy).error()
+
+
+def test_inspect_shows_files_stages_layers_and_licences(edgekit: Terminal, bundle: Path) -> None:
+    said = edgekit("inspect", bundle)
+    assert said.code == 0
+    facts = [v.file for v in read(bundle).manifest.variants]
+    facts += ["removed 29% of MACs", "made by the tests", "CONV_2D", "sigma 0 to 55", "int8 (default)"]
+    assert [fact for fact in facts if fact not in said.out] == []
+
+
+# --- denoise
+
+
+def test_denoise_a_file(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "clean.png"
+    said = edgekit("denoise", photo, "-o", out, "--model", bundle, "--sigma", "25")
+    assert (said.code, said.err) == (0, "")
+    with open_bundle(bundle) as denoiser:
+        expected = denoiser(load(photo).pixels, sigma=25)
+    assert np.array_equal(load(out).pixels, expected)
+
+
+def test_denoise_a_folder_into_a_folder(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    shutil.copy(photo, source / "a.png")
+    Image.fromarray(scenes(1, 80, seed=6)[0, :, :, 0]).save(source / "b.tif")
+    (source / "notes.txt").write_text("not an image")
+    assert edgekit("denoise", source, "-o", tmp_path / "out", "--model", bundle).code == 0
+    assert files(tmp_path / "out") == {"a.png", "b.tif"}
+    assert load(tmp_path / "out" / "b.tif").pixels.shape == (80, 80)
+
+
+def test_denoise_never_overwrites_unless_forced(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "clean.png"
+    out.write_bytes(b"precious")
+    words = ["denoise", photo, "-o", out, "--model", bundle, "--sigma", "25"]
+    assert edgekit(*words).error() == f"{out} exists: use --force to replace it, or choose another -o"
+    assert out.read_bytes() == b"precious"
+    assert edgekit(*words, "--force").code == 0
+    assert load(out).pixels.shape == (80, 80, 3)
+
+
+def test_denoise_never_replaces_an_input(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path) -> None:
+    for out in (photo, tmp_path):
+        line = edgekit("denoise", photo, "-o", out, "--model", bundle, "--force").error()
+        assert line == f"{photo} is one of the inputs: choose another -o"
+
+
+def test_denoise_refuses_two_inputs_of_one_name(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = shutil.copy(photo, tmp_path / "other")
+    line = edgekit("denoise", photo, other, "-o", tmp_path / "out", "--model", bundle).error()
+    assert "would both become" in line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sigma", "message"),
+    [("much", "--sigma 'much': expected a number in 8-bit units, 0 to 255, or auto"), ("90", "90"), ("nan", "nan")],
+)
+def test_denoise_refuses_a_wrong_sigma(
+    edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path, sigma: str, message: str
+) -> None:
+    assert message in edgekit("denoise", photo, "-o", tmp_path / "o.png", "--model", bundle, "--sigma", sigma).error()
+    assert not (tmp_path / "o.png").exists()
+
+
+def test_denoise_goes_on_after_an_unreadable_image_and_says_so(
+    edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "a.png").write_bytes(b"no image")
+    shutil.copy(photo, source / "b.png")
+    said = edgekit("denoise", source, "-o", tmp_path / "out", "--model", bundle, "--sigma", "10")
+    assert said.code == 2
+    skipped, summary = said.err.splitlines()
+    assert skipped.startswith(f"skipped: {source / 'a.png'} cannot be read")
+    assert summary.startswith("error: skipped 1 of 2 images, the first: ")
+    assert files(tmp_path / "out") == {"b.png"}
+
+
+@pytest.mark.parametrize(
+    ("source", "out", "message"),
+    [
+        ("none.png", "o.png", "no image at"),
+        ("photo.png", "o.xyz", "has the suffix '.xyz': expected one of .png"),
+        ("empty", "o", "no images in"),
+        ("photo.png", "photo.png/o.png", "photo.png, which is a file"),
+    ],
+)
+def test_denoise_with_wrong_paths(
+    edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path, source: str, out: str, message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    before = files(tmp_path)
+    line = edgekit("denoise", tmp_path / source, "-o", tmp_path / out, "--model", bundle, "--sigma", 20).error()
+    assert message in line
+    assert files(tmp_path) == before
+
+
+def test_denoise_without_a_bundle(edgekit: Terminal, photo: Path, tmp_path: Path) -> None:
+    line = edgekit("denoise", photo, "-o", tmp_path / "o.png", "--model", tmp_path / "none").error()
+    assert line == f"no bundle at {tmp_path / 'none'}: expected a folder or zip that `edgekit compress` wrote"
+
+
+# --- compress and train
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "target is missing: give it in the recipe or with --target TARGET"),
+        (["--target", "tflit"], "unknown target 'tflit': expected one of tflite (did you mean 'tflite'?)"),
+        (["--tile", "big"], "tile is 'big': expected a whole number"),
+        (["--prune", "0.95"], "prune is '0.95': expected a number from 0 to 0.9"),
+        (["--prune", "-1"], "prune is '-1': expected a number from 0 to 0.9"),
+        (["--sigma", "0-55"], "sigma is '0-55': expected LOW:HIGH in 8-bit units, 0 to 255, e.g. 0:55"),
+        (["--precision", "int4"], "precision is 'int4': expected 'int8', 'fp16' or 'fp32'"),
+        (["--max-drop", "none"], "max_drop is 'none': expected a number"),
+        (["--steps", "-5"], "steps is '-5': expected a whole number at least 0"),
+        (["--seed", "x"], "seed is 'x': expected a whole number"),
+        (["--model", "unett"], "unknown model 'unett'"),
+        (["--model", "unett", "--dry-run"], "unknown model 'unett'"),
+        (["--model", "dncnn-25"], "model 'dncnn-25' comes without weights"),
+        (["--teacher", "unett"], "unknown teacher 'unett'"),
+        (["--weights", "none.safetensors"], "weights 'none.safetensors': no such file"),
+        (["--recipe", "none.yaml"], "cannot read the recipe 'none.yaml': No such file or directory"),
+        (["--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_compress_refuses_wrong_flags(edgekit: Terminal, tmp_path: Path, words: list[str], message: str) -> None:
+    target = [] if not words or "--target" in words else ["--target", "tflite"]
+    line = edgekit("compress", *target, *words, "--out", tmp_path / "build").error()
+    assert message in line
+    assert not (tmp_path / "build").exists()
+
+
+def test_compress_never_overwrites_unless_forced(edgekit: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "dsunet-s-tflite.edgekit").mkdir()
+    line = edgekit("compress", "--target", "tflite", "--out", tmp_path).error()
+    assert "dsunet-s-tflite.edgekit exists: use --force to replace it" in line
+    assert files(tmp_path) == set()
+
+
+def test_dry_run_shows_stages_settings_and_time_and_writes_nothing(
+    edgekit: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = edgekit("compress", "--target", "tflite", "--prune", "0.3", "--steps", "30", "--dry-run")
+    assert said.code == 0
+    stages = [line.split()[0] for line in said.out.splitlines() if line.strip()]
+    assert [s for s in stages if s in ("prune", "distill", "quantize", "export")] == [
+        "prune",
+        "distill",
+        "quantize",
+        "export",
+    ]
+    assert "ratio 0.3" in said.out
+    assert "min on two cores; nothing was written" in said.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_compress_ends_in_the_stages_and_the_verdict(
+    edgekit: Terminal, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+
+    def compress(recipe: Recipe, **options: object) -> object:
+        seen.update(recipe=recipe, **options)
+        return read(bundle)
+
+    monkeypatch.setattr(pipeline, "compress", compress)
+    said = edgekit(
+        "compress", "--target", "tflite", "--sigma", "5:50", "--max-drop", "0.3", "--out", tmp_path, "--resume"
+    )
+    assert said.code == 0
+    assert (seen["recipe"].sigma, seen["recipe"].max_drop) == ((5, 50), 0.3)
+    assert (seen["out"], seen["force"], seen["resume"]) == (tmp_path, False, True)
+    assert "removed 29% of MACs" in said.out
+    assert said.out.splitlines()[-1].startswith("PASS  FP32 ")
+    assert said.out.endswith(f"  -> {bundle}\n")
+
+
+def _raise(error: BaseException) -> object:
+    def stage(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: add --resume to go on from the last checkpoint"),
+        (OSError(errno.ENOSPC, "No space left on device", "build/x"), 2, "error: disk full while writing build/x"),
+        (PermissionError(errno.EACCES, "Permission denied", "build"), 2, "error: build: Permission denied"),
+        (MemoryError(), 2, "error: out of memory"),
+        (ModuleNotFoundError("No module named 'torchao.x'", name="torchao.x"), 2, "error: compress needs torchao"),
+    ],
+)
+def test_what_goes_wrong_outside_is_one_line_too(
+    edgekit: Terminal, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    monkeypatch.setattr(pipeline, "compress", _raise(error))
+    said = edgekit("compress", "--target", "tflite")
+    assert said.code == code
+    assert said.err.startswith(line)
+    assert said.err.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(edgekit: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "compress", _raise(ZeroDivisionError("a defect")))
+    with pytest.raises(ZeroDivisionError):
+        edgekit("compress", "--target", "tflite")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "which model? Name one"),
+        (["dsunet-x"], "unknown model 'dsunet-x'"),
+        (["dsunet-s", "--steps", "0"], "train.steps is '0': expected a whole number above 0"),
+        (["dsunet-s", "--channels", "2"], "channels is 2: expected 1 or 3"),
+        (["dsunet-s", "--sigma", "a:b"], "train.noise.sigma is 'a:b': expected LOW:HIGH"),
+        (["dsunet-s", "--data", "nowhere"], "data folder 'nowhere' does not exist"),
+        (["dsunet-s", "--weights", "nothing"], "unknown weights 'nothing'"),
+    ],
+)
+def test_train_refuses_wrong_flags(edgekit: Terminal, tmp_path: Path, words: list[str], message: str) -> None:
+    assert message in edgekit("train", *words, "--out", tmp_path / "run").error()
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_writes_weights_and_a_recipe_that_trains_them_again(edgekit: Terminal, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for i, image in enumerate(scenes(3, 48, seed=1)):
+        Image.fromarray(image).save(data / f"{i}.png")
+    flags = [
+        "--steps",
+        2,
+        "--batch",
+        1,
+        "--patch",
+        16,
+        "--precision",
+        "32-true",
+        "--accelerator",
+        "cpu",
+        "--sigma",
+        "5:50",
+    ]
+    said = edgekit("train", "dsunet-n", "--data", data, "--out", tmp_path / "a", *flags)
+    assert (said.code, said.err) == (0, "")
+    assert said.out.rstrip().endswith(f"-> {tmp_path / 'a' / 'model.safetensors'}")
+    assert edgekit("train", "--recipe", tmp_path / "a" / "recipe.yaml", "--out", tmp_path / "b").code == 0
+    again = (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert again == (tmp_path / "a" / "model.safetensors").read_bytes()
+    assert (
+        "already holds a training run" in edgekit("train", "dsunet-n", "--data", data, "--out", tmp_path / "a").error()
+    )
+
+
+# --- models and doctor
+
+
+def test_models_lists_every_model_with_its_cost(edgekit: Terminal) -> None:
+    from edgekit.models import create, names
+
+    said = edgekit("models")
+    assert said.code == 0
+    rows = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
+    assert set(names()) <= set(rows)
+    assert f"{create('dsunet-n').parameter_count():,}" in rows["dsunet-n"]
+
+
+def test_doctor_names_the_engine_in_use(edgekit: Terminal) -> None:
+    from edgekit.runtime.engines.registry import available
+
+    said = edgekit("doctor")
+    assert said.code == 0
+    assert str(available()["litert"].library) in said.out
