@@ -21,7 +21,7 @@ from edgekit.bundle.manifest import LayerReport, Manifest, ModelFacts, Threshold
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.batches import Progress as StepProgress
 from edgekit.compress.distill import distill
-from edgekit.compress.evaluate import evaluate
+from edgekit.compress.evaluate import denoise_whole, evaluate
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.prune import prune
 from edgekit.compress.quantize import layer_sqnr, quantize
@@ -299,15 +299,10 @@ def _bundle(
     return reader.read(path)
 
 
-@torch.no_grad()
 def float_outputs(model: DenoiserModel, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]) -> NDArray[np.float32]:
     """Outputs of an FP32 model: noisy uint8 [K, H, W, C], sigma [K] in 8-bit units -> float32 [K, H, W, C] in 0..1."""
     model.eval()
-    outputs = []
-    for image, level in zip(noisy, sigma, strict=True):
-        batch = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-        outputs.append(model(batch, torch.tensor([level / 255]))[0].permute(1, 2, 0).numpy())
-    return np.stack(outputs).astype(np.float32)
+    return np.stack([denoise_whole(model, image, float(level)) for image, level in zip(noisy, sigma, strict=True)])
 
 
 def _with_sqnr(

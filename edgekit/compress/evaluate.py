@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from edgekit.compress.record import SIGMAS
 from edgekit.errors import ShapeError
 from edgekit.models.base import DenoiserModel
+from edgekit.runtime.tiling import window
 
 # Anything that maps (noisy float32 [N, C, H, W] in 0..1, sigma float32 [N] in 0..1) to the clean estimate.
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -41,7 +43,7 @@ def evaluate(
     Args:
         model: a model, or any function (noisy [N, C, H, W], sigma [N]) -> clean, all in 0..1. A model is put in
             evaluation mode for the while; its weights and mode are as before afterwards.
-        tiles: clean images, uint8 [K, H, W, C], H and W multiples of the model's stride.
+        tiles: clean images, uint8 [K, H, W, C], of any size.
         sigmas: noise levels in 8-bit units.
     Returns: mean PSNR over the tiles in dB, by sigma; infinite where every pixel is right.
     Raises: ShapeError: tiles of another rank or dtype, or that do not fit the model.
@@ -58,18 +60,35 @@ def evaluate(
             model.train(was_training)
 
 
-@torch.no_grad()
 def _psnr(model: Denoise, tiles: NDArray[np.uint8], sigma: int, seed: int) -> float:
-    device = next(model.parameters()).device if isinstance(model, nn.Module) else None
-    level = torch.full((1,), sigma / 255, device=device)
     total = 0.0
     # One tile at a time: memory stays that of a tile, and the figure does not depend on a batch size.
     for clean, noisy in zip(tiles, noisy_tiles(tiles, sigma, seed), strict=True):
-        output = model(_to_tensor(noisy).to(device), level).float().cpu()
-        error = (output[0].permute(1, 2, 0).clamp(0, 1) * 255).round().double() - torch.from_numpy(clean).double()
-        mse = error.square().mean()
-        total += (10 * torch.log10(255**2 / mse)).item()
+        output = np.rint(np.clip(denoise_whole(model, noisy, sigma), 0, 1) * 255.0)
+        mse = np.mean(np.square(output - clean.astype(np.float64)))
+        total += 10 * math.log10(255**2 / mse) if mse else math.inf
     return total / len(tiles)
+
+
+@torch.no_grad()
+def denoise_whole(model: Denoise, noisy: NDArray[np.uint8], sigma: float) -> NDArray[np.float32]:
+    """Denoise an image in torch as the runtime defines it: mirrored by the halo and up to the stride, run, cropped.
+
+    Args:
+        model: what has `halo` and `stride` (a model, a quantized program) is given a mirrored border; a plain function
+            gets the image as it is.
+        noisy: uint8 [H, W, C].
+        sigma: in 8-bit units.
+    Returns: float32 [H, W, C], not clipped.
+    """
+    halo, stride = getattr(model, "halo", 0), getattr(model, "stride", 1)
+    border = -(-halo // stride) * stride
+    height, width = noisy.shape[:2]
+    padded = window(noisy, -border, -border, *(2 * border + -(-side // stride) * stride for side in (height, width)))
+    device = next(model.parameters()).device if isinstance(model, nn.Module) else None
+    output = model(_to_tensor(padded).to(device), torch.full((1,), sigma / 255, device=device)).float().cpu()
+    result: NDArray[np.float32] = output[0].permute(1, 2, 0).numpy()
+    return result[border : border + height, border : border + width]
 
 
 def _to_tensor(image: NDArray[Any]) -> Tensor:

@@ -42,7 +42,7 @@ class QuantizedProgram:
     def __init__(self, model: DenoiserModel, scheme: Scheme, sigma_range: tuple[float, float]) -> None:
         self.scheme = scheme
         self.sigma_range = sigma_range
-        self.channels, self.stride = model.channels, model.stride
+        self.channels, self.stride, self.halo = model.channels, model.stride, model.halo
         self.module: GraphModule = prepare_qat_pt2e(export(model), SchemeQuantizer(scheme, sigma_range))
 
     def __call__(self, noisy: Tensor, sigma: Tensor) -> Tensor:

@@ -1,0 +1,157 @@
+"""The main job on a tiny network: the bundle it writes, resuming, and what it refuses before it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("litert_torch")
+
+from edgekit import pipeline
+from edgekit.bundle import reader
+from edgekit.bundle.reader import Bundle
+from edgekit.errors import OutputExistsError, RecipeError, UnknownNameError
+from edgekit.models import checkpoints, create
+from edgekit.recipe import Recipe, load_recipe
+
+SMALL: dict[str, object] = {
+    "pruning": {"batches": 2},
+    "distillation": {"batch": 2, "patch": 32, "cache_batches": 2, "save_every": 2, "warmup": 1},
+    "quantization": {"calibration_batches": 1, "save_every": 2, "warmup": 1},
+}
+
+
+class StoppedError(Exception):
+    """Stands for a killed process."""
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = create("dsunet-n", middle=[64])
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.05)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    checkpoints.save(path, model, {"licence": "none needed"})
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four smooth images; the built-in set takes seconds to make."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for k in range(4):
+        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        small.resize((200, 200), Image.Resampling.BICUBIC).save(folder / f"{k}.png")
+    SMALL["data"] = folder
+    return folder
+
+
+def recipe(weights: Path, **changes: object) -> Recipe:
+    settings = {"weights": weights, "model": "dsunet-n", "teacher": "none", "target": "tflite", "tile": 64, "steps": 6}
+    return load_recipe(None, **{**settings, **SMALL, **changes})
+
+
+def stop_at(stage: str, step: int) -> pipeline.Progress:
+    def progress(name: str, done: int, total: int, text: str = "") -> None:
+        if name == stage and done == step:
+            raise StoppedError
+
+    return progress
+
+
+@pytest.fixture(scope="module")
+def bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return pipeline.compress(recipe(weights), out=tmp_path_factory.mktemp("whole"))
+
+
+def model_files(bundle: Bundle) -> dict[str, str]:
+    return {name: digest for name, digest in bundle.manifest.files.items() if name.endswith(".tflite")}
+
+
+def test_every_stage_leaves_its_record(bundle: Bundle) -> None:
+    stages = bundle.manifest.stages
+    assert [stage["stage"] for stage in stages] == ["original", "prune", "distill", "quantize"]
+    for stage in stages:
+        assert set(stage["db_after"]) == {"5", "15", "25", "50"}
+    # The next stage starts where the last one ended.
+    for one, following in zip(stages[1:], stages[2:], strict=False):
+        assert following["db_before"] == pytest.approx(one["db_after"])
+
+
+def test_pruning_shows_in_the_exported_file(bundle: Bundle) -> None:
+    facts = bundle.manifest.model
+    exported = sum(layer.macs for layer in bundle.manifest.layers) / bundle.manifest.tile**2
+    assert exported == pytest.approx(facts.macs_per_pixel, rel=1e-3)
+    assert exported <= 0.8 * facts.original_macs_per_pixel
+
+
+def test_bundle_states_its_recipe_licences_and_integers(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    assert manifest.recipe["tile"] == 64
+    assert manifest.licences["weights"] == "none needed"
+    assert manifest.licences["data"] == "as the owner of the images states"
+    assert {layer.dtype for layer in manifest.layers} == {"int8"}
+    assert all(layer.sqnr is not None for layer in manifest.layers)
+    assert manifest.model.original_bytes == 4 * manifest.model.original_parameters
+
+
+def test_golden_tiles_hold_every_noise_level(bundle: Bundle) -> None:
+    golden = bundle.golden()
+    assert golden.levels() == (5.0, 15.0, 25.0, 50.0)
+    assert golden.kernels == "xnnpack"
+
+
+def test_nothing_but_the_bundle_is_left(bundle: Bundle) -> None:
+    assert [entry.name for entry in bundle.source.parent.iterdir()] == [bundle.source.name]
+
+
+@pytest.mark.parametrize("stage", ["distill", "quantize"])
+def test_a_killed_run_resumes_to_the_same_model_files(
+    bundle: Bundle, weights: Path, tmp_path: Path, stage: str
+) -> None:
+    with pytest.raises(StoppedError):
+        pipeline.compress(recipe(weights), out=tmp_path, progress=stop_at(stage, 2))
+    assert not list(tmp_path.glob("*.edgekit"))
+    resumed = pipeline.compress(recipe(weights), out=tmp_path, resume=True)
+    assert model_files(resumed) == model_files(bundle)
+
+
+def test_resuming_with_other_settings_is_refused(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        pipeline.compress(recipe(weights), out=tmp_path, progress=stop_at("original", 0))
+    with pytest.raises(RecipeError, match=r"other settings \(seed: 0 then, 1 now\)"):
+        pipeline.compress(recipe(weights, seed=1), out=tmp_path, resume=True)
+
+
+def test_an_existing_bundle_is_kept(bundle: Bundle, weights: Path) -> None:
+    with pytest.raises(OutputExistsError, match="--force"):
+        pipeline.compress(recipe(weights), out=bundle.source.parent)
+    assert reader.read(bundle.source).manifest == bundle.manifest
+
+
+@pytest.mark.parametrize(("tile", "fix"), [(66, "--tile 64"), (71, "--tile 72")])
+def test_a_tile_that_does_not_fit_names_one_that_does(weights: Path, tmp_path: Path, tile: int, fix: str) -> None:
+    with pytest.raises(RecipeError, match=fix):
+        pipeline.compress(recipe(weights, tile=tile), out=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_target(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="unknown target 'coreml'"):
+        pipeline.compress(recipe(weights, target="coreml"), out=tmp_path)
+
+
+def test_float_precision_has_no_quantize_stage(weights: Path) -> None:
+    stages = [stage.stage for stage in pipeline.plan(recipe(weights, precision="fp16"))]
+    assert stages == ["original", "prune", "distill", "export", "check"]
+
+
+def test_steps_are_shared_between_the_trainings(weights: Path) -> None:
+    _, distillation, quantization = pipeline.settings_of(recipe(weights, steps=90))
+    assert (distillation.steps, quantization.steps) == (60, 30)
