@@ -1,0 +1,53 @@
+"""What every engine must do, run over the registry; and the registry itself."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from edgekit.errors import RecipeError, UnknownNameError
+from edgekit.runtime.engines import registry
+from edgekit.runtime.engines.base import Availability
+
+if TYPE_CHECKING:
+    from tiny_tflite import Stand
+
+
+def test_engines_are_found_by_file() -> None:
+    assert "litert" in registry.names()
+    assert not {"base", "registry"} & set(registry.names())
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_an_engine_module_keeps_the_contract(name: str) -> None:
+    module = registry._module(name)
+    parameters = inspect.signature(module.open).parameters
+    assert list(parameters) == ["path", "variant", "threads", "portable"]
+    assert parameters["threads"].kind is inspect.Parameter.KEYWORD_ONLY
+    found = module.available()
+    assert isinstance(found, Availability)
+    assert found.engine == name
+    # Either it works, or it says why not and how to mend it.
+    assert found.library or (found.problem and found.fix.startswith("pip install"))
+
+
+def test_available_reports_every_engine() -> None:
+    assert sorted(registry.available()) == registry.names()
+
+
+def test_unknown_engine(tiny: Stand) -> None:
+    import dataclasses
+
+    variant = dataclasses.replace(tiny.manifest.variants[0], engine="litert2")
+    with pytest.raises(UnknownNameError, match=r"unknown engine 'litert2': expected one of .*did you mean 'litert'"):
+        registry.open_engine(variant, Path("x"), 1)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_threads_out_of_range(tiny: Stand, threads: int) -> None:
+    variant = tiny.manifest.variants[0]
+    with pytest.raises(RecipeError, match="threads is .*: expected a whole number of at least 1"):
+        registry.open_engine(variant, tiny.path(variant.file), threads)
