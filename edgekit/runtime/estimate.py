@@ -47,9 +47,11 @@ def estimate_sigma(image: NDArray[Any], allowed: tuple[float, float] = (0.0, 255
     their absolute values, over blocks of 32x32, is robust against edges; the lower fifth of the blocks is flat enough
     to show the noise rather than texture. Positions that touch black or white are left out: noise is cut off there.
 
-    On photographs with white noise it is right within about 15% from sigma 5 up, and reads about 1.3 where there is
-    none. Noise that a camera has demosaicked, filtered or compressed is correlated between neighbours, which these
-    differences hardly see: there the estimate is far too low, and giving sigma by hand is better.
+    On photographs (CBSD68, McMaster) with white noise clipped to 8 bits, sigma 5 reads 5.4 to 5.8 on average, 15 reads
+    15.0 to 15.5, 25 reads 24.5 to 24.9, 50 reads 46 (clipping takes the rest), and 1.2 to 1.6 where there is none;
+    where everything is fine texture it reads several units too high. Noise that a camera has demosaicked, filtered or
+    compressed is correlated between neighbours, which these differences hardly see: there the estimate is far too
+    low, and giving sigma by hand is better.
 
     Args:
         image: uint8, uint16 or float in 0..1, [H, W] or [H, W, C] without alpha, at least 3x3.
@@ -62,7 +64,9 @@ def estimate_sigma(image: NDArray[Any], allowed: tuple[float, float] = (0.0, 255
         raise ShapeError(
             f"image is {image.shape[0]}x{image.shape[1]}: estimating sigma needs at least 3x3; give sigma as a number"
         )
-    levels = list(_block_levels(image))
+    blocks = list(_block_levels(image))
+    # Where the noise nearly always reaches black or white, the little that is left must do.
+    levels = [level for level, share in blocks if share > 0.5] or [level for level, _ in blocks]
     if not levels:
         # Nothing but black and white: there is no noise to see.
         raw = 0.0
@@ -73,8 +77,8 @@ def estimate_sigma(image: NDArray[Any], allowed: tuple[float, float] = (0.0, 255
     return SigmaEstimate(raw, min(max(raw, allowed[0]), allowed[1]))
 
 
-def _block_levels(image: NDArray[Any]) -> Iterator[float]:
-    """The noise level of each block and channel, in 8-bit units; blocks that are mostly black or white are left out."""
+def _block_levels(image: NDArray[Any]) -> Iterator[tuple[float, float]]:
+    """The noise level of each block and channel in 8-bit units, and the share of positions it was read from."""
     top = full_scale(image.dtype)
     planes = image[..., None] if image.ndim == 2 else image
     # A remainder narrower than half a block joins its neighbour.
@@ -86,8 +90,8 @@ def _block_levels(image: NDArray[Any]) -> Iterator[float]:
             touched: NDArray[np.bool_] = np.lib.stride_tricks.sliding_window_view(cut, (3, 3), (0, 1)).max(axis=(3, 4))
             for channel in range(block.shape[2]):
                 seen = difference[..., channel][~touched[..., channel]]
-                if 2 * seen.size > touched[..., channel].size:
-                    yield float(np.median(seen)) / _MAD
+                if seen.size:
+                    yield float(np.median(seen)) / _MAD, seen.size / touched[..., channel].size
 
 
 def _cuts(size: int) -> list[tuple[int, int]]:

@@ -38,7 +38,7 @@ class Picture:
 
     Attributes:
         pixels: uint8 or uint16, [H, W] (gray) or [H, W, C] with C 2 (gray, alpha), 3 (RGB) or 4 (RGB, alpha), as
-            stored: an EXIF orientation is kept in `exif`, not applied.
+            stored: an EXIF orientation is kept in `exif`, not applied (but of a TIFF applied, and not kept).
         icc: colour profile, if any.
         exif: EXIF block without the "Exif" prefix, if any. Of a TIFF, the tags that describe the picture.
         dpi: resolution (horizontal, vertical), if any.
@@ -75,8 +75,9 @@ def load(path: str | os.PathLike[str]) -> Picture:
     source = Path(path)
     try:
         with warnings.catch_warnings():
-            # A large photograph is this tool's daily bread; Pillow still refuses the absurd ones.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Pillow warns of large photographs, this tool's daily bread, and of damaged tags, without which the picture
+            # is sound. What it cannot read it raises.
+            warnings.simplefilter("ignore")
             with Image.open(source, formats=sorted(set(FORMATS.values()))) as image:
                 return _read(source, image)
     except FileNotFoundError:
