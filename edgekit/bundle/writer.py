@@ -132,6 +132,8 @@ def _check_inputs(manifest: Manifest, files: Mapping[str, Path], golden: Golden)
     for variant in manifest.variants:
         if variant.file not in files:
             raise BundleError(f"variant {variant.name!r} needs {variant.file!r}: expected it among {sorted(files)}")
+    # Now, and not when the engine stumbles over it.
+    schema.dumps(replace(manifest, files=dict.fromkeys([*files, manifest.golden], "0" * 64)))
     if golden.thresholds != manifest.thresholds:
         raise BundleError(
             f"golden tiles are sealed with {golden.thresholds}, the manifest says {manifest.thresholds}: "

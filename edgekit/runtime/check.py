@@ -84,7 +84,7 @@ def portable_outputs(
         sigma: float32 [P], in 8-bit units.
     """
     try:
-        engine = open_engine(variant, bundle.path(variant.file), min(4, os.cpu_count() or 1), portable=True)
+        engine = open_engine(variant, bundle.path(variant.file), 1, portable=True)
     except EngineError:
         return None
     with Denoiser(engine, bundle.manifest, variant) as denoiser:
