@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgekit.bundle.manifest import TensorSpec, Variant
 from edgekit.errors import EngineError, MissingExtraError
 from edgekit.runtime.engines.base import Availability, OperatorCount
+from edgekit.runtime.native_stderr import without_lines
 
 NAME = "litert"
 
@@ -56,7 +57,7 @@ class LiteRTEngine:
         self.threads = threads
         self._path = path
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), without_lines("INFO: Created TensorFlow Lite XNNPACK delegate"):
                 # tensorflow announces here that its interpreter moved to LiteRT.
                 warnings.simplefilter("ignore")
                 self._interpreter = factory(model_path=str(path), num_threads=threads, **options)
