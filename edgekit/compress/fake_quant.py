@@ -63,7 +63,8 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         lower, upper = self._bounds()
         scale = ((upper - lower) / (self.quant_max - self.quant_min)).clamp_min(_TINY)
         zero_point = torch.zeros_like(scale) if self.symmetric else self.quant_min - lower / scale
-        return scale, zero_point
+        # Rounding errors of the division must not push it past the end that a one-sided range puts it at.
+        return scale, zero_point.clamp(self.quant_min, self.quant_max)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.observing:

@@ -16,6 +16,7 @@ from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.record import Size, StageRecord
 from edgekit.compress.scheme import Scheme
 from edgekit.compress.steps import Average, Checkpoint, cosine, finite
+from edgekit.errors import TrainingError
 from edgekit.losses import weighted
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import QuantizeSettings
@@ -76,6 +77,11 @@ def _observe(program: QuantizedProgram, settings: QuantizeSettings, batches: Bat
             batch = batches(step)
             program(batch.noisy, batch.sigma)
     for bounds in program.ranges:
+        if not (torch.isfinite(bounds.lower) and torch.isfinite(bounds.upper)):
+            raise TrainingError(
+                f"quantize: activations span {bounds.lower.item():g} to {bounds.upper.item():g} on the calibration batches: "
+                "expected finite values; look for NaN in the weights or images"
+            )
         bounds.learn()
 
 
