@@ -79,7 +79,7 @@ def _observe(program: QuantizedProgram, settings: QuantizeSettings, batches: Bat
     for bounds in program.ranges:
         if not (torch.isfinite(bounds.lower) and torch.isfinite(bounds.upper)):
             raise TrainingError(
-                f"quantize: activations span {bounds.lower.item():g} to {bounds.upper.item():g} on the calibration batches: "
+                f"quantize: activations span {bounds.lower.item():g} to {bounds.upper.item():g} in calibration: "
                 "expected finite values; look for NaN in the weights or images"
             )
         bounds.learn()
