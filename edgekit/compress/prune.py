@@ -119,8 +119,8 @@ def _taylor(channels: Channels, batches: list[Batch]) -> dict[str, Tensor]:
 
     After Molchanov et al. 2019, arXiv:1906.10771: the sum of |weight * gradient| over the weights that read the
     channel, averaged over batches. Only the readers count: on a trained student this ranks channels as removing each
-    of them alone does (rank correlation with the change of the output 0.90, against 0.80 with the weights that write
-    them as well, and 0.03 for the L1 norm).
+    of them alone does (rank correlation with the change of the output 0.84, against 0.76 with the weights that write
+    them as well, and 0.02 for the L1 norm).
     """
     scores = {name: torch.zeros(size) for name, size in channels.sizes.items()}
     model = channels.model
