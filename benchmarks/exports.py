@@ -1,0 +1,126 @@
+"""Whole models as LiteRT files, so that they run in the same runtime as a bundle: float, and INT8 by calibration alone.
+
+What these figures are compared with is the bundle that `edgekit compress` makes: pruned, distilled, and quantized with
+training (QAT).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.contestants import Contestant
+from benchmarks.results import versions
+from benchmarks.sets import ROOT
+from edgekit.bundle import reader, writer
+from edgekit.bundle.golden import Golden
+from edgekit.bundle.manifest import Manifest, ModelFacts, Thresholds
+from edgekit.bundle.reader import Bundle
+from edgekit.compress.quantize import quantize
+from edgekit.models import DenoiserModel
+from edgekit.recipe import QuantizeSettings, Recipe
+from edgekit.runtime.denoiser import Denoiser
+from edgekit.stage_data import GoldenImages, open_stage_data
+from edgekit.targets import registry
+
+FOLDER = ROOT / "build" / "benchmarks" / "exports"
+TARGET = "tflite"
+SIGMA = (0.0, 55.0)
+
+
+def tile_for(model: DenoiserModel, side: int) -> int:
+    """The smallest tile that covers an image of `side` pixels with its halo: one run an image."""
+    border = -(-model.halo // model.stride) * model.stride
+    return -(-(side + 2 * border) // model.stride) * model.stride
+
+
+def export(contestant: Contestant, tile: int, folder: Path = FOLDER) -> Bundle:
+    """Export a model with nothing taken away, or open what an earlier run exported.
+
+    Args:
+        contestant: what to export.
+        tile: height and width of the static input, a multiple of the model's stride.
+        folder: where exports are kept.
+    Returns: a bundle with the variants "fp32" and "int8" (ranges observed on the built-in images, nothing trained), its
+        golden tile only there to make it whole: such a bundle is measured, not shipped.
+    Raises: ExportError.
+    """
+    stamp = json.dumps([contestant.sha256, tile, versions()])
+    place = folder / f"{contestant.name}-{tile}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.edgekit"
+    if not place.exists():
+        with tempfile.TemporaryDirectory() as files:
+            _write(contestant, tile, Path(files), place)
+    return reader.read(place)
+
+
+def _write(contestant: Contestant, tile: int, files: Path, place: Path) -> None:
+    model = contestant.model
+    target = registry.get(TARGET)
+    recipe = Recipe(model=contestant.name, teacher="none", target=TARGET, prune=0, steps=0, tile=tile, sigma=SIGMA)
+    images = open_stage_data(recipe, model.channels)
+    program, record = quantize(
+        model,
+        target.scheme(),
+        QuantizeSettings(steps=0),
+        images.batches,
+        images.tiles,
+        sigma_range=(SIGMA[0] / 255, SIGMA[1] / 255),
+        progress=lambda done, total, text="": None,
+    )
+    lowered = target.lower(model, program, files, name=contestant.name, tile=tile, precision="int8")
+    macs, parameters = model.macs_per_pixel(), model.parameter_count()
+    manifest = Manifest(
+        name=contestant.name,
+        target=TARGET,
+        precision="int8",
+        default_variant="int8",
+        variants=lowered.variants,
+        model=ModelFacts(
+            arch=model.arch,
+            channels=model.channels,
+            stride=model.stride,
+            halo=model.halo,
+            blind=model.blind,
+            macs_per_pixel=macs,
+            parameters=parameters,
+            original_macs_per_pixel=macs,
+            original_parameters=parameters,
+            original_bytes=4 * parameters,
+            source=model.source,
+        ),
+        tile=tile,
+        sigma=SIGMA,
+        thresholds=Thresholds(max_drop=recipe.max_drop),
+        layers=lowered.layers,
+        stages=(record.to_dict(),),
+        recipe=recipe.model_dump(mode="json"),
+        versions=versions(),
+    )
+    written = {v.file: files / v.file for v in lowered.variants}
+    golden = _golden(Bundle(replace(manifest, files=dict.fromkeys(written, "")), files, files), images.golden)
+    writer.write(place, manifest, written, golden)
+
+
+def _golden(files: Bundle, tiles: GoldenImages) -> Golden:
+    """One golden tile, from the files themselves."""
+    noisy, sigma = tiles.noisy[:1], tiles.sigma[:1]
+    with Denoiser.from_bundle(files, "fp32") as denoiser:
+        image = noisy[0].astype(np.float32) / 255
+        fp32 = Golden.pack(denoiser(image, sigma=float(sigma[0])))[None]
+    with Denoiser.from_bundle(files, "int8") as denoiser:
+        host, kernels = denoiser(noisy[0], sigma=float(sigma[0]))[None], denoiser.engine.kernels
+    return Golden(
+        noisy=noisy,
+        clean=tiles.clean[:1],
+        sigma=sigma,
+        fp32_original=fp32,
+        fp32_compressed=fp32,
+        host=host,
+        thresholds=files.manifest.thresholds,
+        kernels=kernels,
+    )

@@ -1,0 +1,240 @@
+"""The tables of README.md and docs/ from results/*.json, written between their markers.
+
+    <!-- generated:quality -->
+    ...
+    <!-- /generated:quality -->
+
+`--check` writes nothing and fails with a diff where a file and the results differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# So that `python benchmarks/tables.py` finds its neighbours as `python -m benchmarks.tables` does.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import published, results
+from benchmarks.console import leave, say
+from benchmarks.contestants import STUDENT
+from benchmarks.sets import ROOT
+from edgekit.errors import DataError, UnknownNameError
+
+# The tables that a file must hold at least.
+FILES = {
+    ROOT / "README.md": ("picture", "quality", "latency"),
+    ROOT / "docs" / "benchmarks.md": ("quality", "ssim", "published", "latency"),
+}
+_BLOCK = re.compile(r"(?P<begin><!-- generated:(?P<name>[\w-]+) -->\n).*?(?P<end><!-- /generated:(?P=name) -->)", re.S)
+_MARK = re.compile(r"<!-- (/?)generated:([\w-]+) -->")
+# Figures of benchmarks.quality as rows of a table: what is added to the model's name.
+_QUALITY = {
+    "original": ", FP32",
+    "calibrated": ", INT8 by calibration alone",
+    "fp32": " compressed, FP32",
+    "int8": " compressed, **INT8**",
+    "unclipped": ", FP32, unclipped noise",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the tables, or with --check compare them; 1 when they differ."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a table is out of date")
+    parser.add_argument("--results", type=Path, default=results.FOLDER, help="folder of the JSON files")
+    options = parser.parse_args(arguments)
+    differ = False
+    for path, needed in FILES.items():
+        old = path.read_text(encoding="utf-8")
+        new = fill(old, needed, str(path.relative_to(ROOT)), options.results)
+        if old == new:
+            continue
+        differ = True
+        if options.check:
+            names = (f"{path.name} as it is", f"{path.name} as the results say")
+            sys.stdout.writelines(difflib.unified_diff(old.splitlines(True), new.splitlines(True), *names))
+        else:
+            path.write_text(new, encoding="utf-8")
+            say(f"{path.relative_to(ROOT)} written")
+    if differ and options.check:
+        say("tables and results differ: run `python -m benchmarks.tables`")
+    return int(differ and options.check)
+
+
+def fill(text: str, needed: Iterable[str], where: str, folder: Path) -> str:
+    """Replace what stands between the markers of a text.
+
+    Args:
+        needed: tables that must be there.
+        where: the text's file, for errors.
+        folder: of the JSON files.
+    Returns: the text with every table as the results say.
+    Raises: DataError: a marker that is missing, or has no end; no results. UnknownNameError: no such table.
+    """
+    marks = [(slash, name) for slash, name in _MARK.findall(text)]
+    for begin, end in zip(marks[::2], marks[1::2], strict=False):
+        if begin[0] or not end[0] or begin[1] != end[1]:
+            raise DataError(f"{where}: expected <!-- generated:NAME --> and <!-- /generated:NAME --> in turns: {marks}")
+    if len(marks) % 2:
+        raise DataError(f"{where}: the marker of {marks[-1][1]!r} has no partner")
+    names = {name for _, name in marks}
+    if missing := [name for name in needed if name not in names]:
+        raise DataError(f"{where} lacks <!-- generated:{missing[0]} --> and <!-- /generated:{missing[0]} -->")
+
+    def replace(match: re.Match[str]) -> str:
+        if match["name"] not in TABLES:
+            raise UnknownNameError.unknown("table", match["name"], TABLES)
+        return match["begin"] + TABLES[match["name"]](folder) + "\n" + match["end"]
+
+    return _BLOCK.sub(replace, text)
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], texts: int = 1) -> str:
+    """A table whose first columns are text and whose others are numbers."""
+    rule = ["---" if place < texts else "---:" for place in range(len(columns))]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, rule, *rows])
+
+
+def _measured(found: Mapping[str, Any], how: str) -> str:
+    """The line below a table: on what, with what."""
+    machine, versions = found["machine"], found["versions"]
+    limit = found["settings"].get("limit")
+    part = f" **Only the first {limit} images of each set.**" if limit else ""
+    engine = f"LiteRT (ai-edge-litert {versions.get('ai-edge-litert', 'not installed')})"
+    return (
+        f"{how}{part} Run by {engine}, edgekit {versions['edgekit']}, {machine['processor']}, {machine['cores']} cores."
+    )
+
+
+def _scores(folder: Path, metric: str, digits: int) -> tuple[dict[str, Any], str]:
+    """Models and figures down, sets and levels across."""
+    found = results.load(folder / "quality.json")
+    rows = {(r["model"], r["set"], r["sigma"]): r["figures"] for r in found["rows"]}
+    # Only where something ran through the runtime; the rest is in the table of published figures.
+    shown = {key: figures for key, figures in rows.items() if "original" in figures}
+    places = list(dict.fromkeys((name, sigma) for _, name, sigma in shown))
+    lines = []
+
+    def line(title: str, macs: float | None, values: Sequence[float | None], sign: str = "") -> None:
+        cells = ["" if v is None else f"{v:{sign}.{digits}f}" for v in values]
+        if any(cells):
+            lines.append([title, "" if macs is None else f"{macs / 1e3:.1f}", *cells])
+
+    def values(model: str, figure: str) -> list[float | None]:
+        return [shown.get((model, *place), {}).get(figure, {}).get(metric) for place in places]
+
+    first = next(iter(shown), ("",))[0]
+    line("noisy input", None, values(first, "noisy"))
+    for facts in found["models"]:
+        model = facts["name"]
+        for figure, words in _QUALITY.items():
+            macs = facts.get("compressed_macs_per_pixel") if figure in ("fp32", "int8") else facts["macs_per_pixel"]
+            line(model + words, macs, values(model, figure))
+            if figure == "int8":
+                pairs = zip(values(model, "int8"), values(model, "original"), strict=True)
+                gaps = [None if a is None or b is None else a - b for a, b in pairs]
+                line("its difference to FP32 as shipped", None, gaps, "+")
+    heads = [f"{name}: {sigma}" if (name, sigma) == _first(places, name) else str(sigma) for name, sigma in places]
+    return found, _markdown(["", "kMAC/px", *heads], lines)
+
+
+def _first(places: Sequence[tuple[str, int]], name: str) -> tuple[str, int]:
+    return next(place for place in places if place[0] == name)
+
+
+def quality(folder: Path) -> str:
+    """PSNR by model, set and level."""
+    found, table = _scores(folder, "psnr", 2)
+    how = (
+        "PSNR in dB, the mean over a set's images, at noise levels (sigma) in 8-bit units. Noisy images are clipped "
+        "and rounded to 8 bits and so are results, but for the rows of unclipped noise, which measure as papers do. "
+        "*Compressed* is what the default `edgekit compress --target tflite` makes: pruned, distilled, INT8 by QAT."
+    )
+    return f"{table}\n\n{_measured(found, how)}"
+
+
+def similarity(folder: Path) -> str:
+    """SSIM by model, set and level."""
+    found, table = _scores(folder, "ssim", 4)
+    return f"{table}\n\n{_measured(found, 'SSIM (Wang et al. 2004), measured in the same runs.')}"
+
+
+def as_published(folder: Path) -> str:
+    """Published figures beside the measured ones."""
+    found = results.load(folder / "quality.json")
+    lines = []
+    for entry in found["rows"]:
+        key = (entry["model"], entry["set"], entry["sigma"])
+        if key in published.FIGURES:
+            mine, theirs = entry["figures"]["unclipped"]["psnr"], published.FIGURES[key]
+            cells = [f"{mine:.3f}", f"{theirs:.2f}", f"{mine - theirs:+.3f}"]
+            lines.append([*key[:2], str(key[2]), str(entry["images"]), *cells])
+    table = _markdown(["model", "set", "sigma", "images", "measured", "published", "difference"], lines, 2)
+    return f"{table}\n\nPSNR in dB in torch, noise neither clipped nor rounded, results rounded to 8 bits."
+
+
+def latency(folder: Path) -> str:
+    """Milliseconds per megapixel by model, precision and threads."""
+    found = results.load(folder / "latency.json")
+    threads = found["settings"]["threads"]
+    longer = {(r["model"], r["figure"], r["through"], r["threads"]): r["times"] for r in found["ratios"]}
+    groups: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = {}
+    for entry in found["rows"]:
+        groups.setdefault((entry["model"], entry["figure"], entry["through"]), {})[entry["threads"]] = entry
+    lines = []
+    for (model, figure, through), by_threads in groups.items():
+        one = next(iter(by_threads.values()))
+        words = _QUALITY[figure] + (", whole images" if through == "denoiser" else "")
+        cells = [model + words, f"{one['macs_per_pixel'] / 1e3:.1f}", f"{one['bytes'] / 1e6:.2f}"]
+        for n in threads:
+            cells.append(f"{by_threads[n]['ms_per_megapixel']:.0f}" if n in by_threads else "")
+        for n in threads:
+            cells.append(_ratio(longer.get((model, figure, through, n))))
+        lines.append(cells)
+    heads = [f"{n} thread{'s' * (n > 1)}" for n in threads]
+    columns = ["", "kMAC/px", "MB", *(f"ms/MP, {h}" for h in heads), *(f"times, {h}" for h in heads)]
+    sides = sorted({entry["tile"] for entry in found["rows"]})
+    how = (
+        f"Milliseconds per megapixel of useful pixels: the engine on one tile of {' or '.join(map(str, sides))}, the "
+        "halo computed and not counted; *whole images* is the Denoiser on two by two tiles. All in one process in "
+        f"turns, the fastest of {found['settings']['rounds']} rounds. *Times* is against {STUDENT} compressed, INT8."
+    )
+    return f"{_markdown(columns, lines)}\n\n{_measured(found, how)}"
+
+
+def _ratio(times: float | None) -> str:
+    return "" if times is None else f"{times:.2f}" if times < 10 else f"{times:.0f}"
+
+
+def picture(folder: Path) -> str:
+    """The image of docs/images, with what it shows."""
+    found = results.load(folder / "picture.json")
+    figures = found["psnr"]
+    what = (
+        f"noisy {figures['noisy']:.2f} dB, FP32 {figures['fp32']:.2f} dB, INT8 {figures['int8']:.2f} dB, "
+        f"and the difference of the two, {found['amplified']} times amplified"
+    )
+    return (
+        f"![{what}]({found['file']})\n\n"
+        f"Sigma {found['sigma']}, {found['what']}: {what}. PSNR is of the whole image, of which a part is shown; both "
+        "come from the bundle's own files, through the runtime."
+    )
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "quality": quality,
+    "ssim": similarity,
+    "published": as_published,
+    "latency": latency,
+    "picture": picture,
+}
+
+
+if __name__ == "__main__":
+    leave(main)
