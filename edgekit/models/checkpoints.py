@@ -74,7 +74,15 @@ def save(path: Path, model: DenoiserModel, metadata: Mapping[str, str] | None = 
     state = {k: _cast(v.detach().cpu(), kind) for k, v in model.state_dict().items()}
     _check_finite(state, path)
     header = {**(metadata or {}), "format": "pt", "arch": model.arch, "config": json.dumps(model.config())}
-    write_atomically(path, to_bytes(state, header))
+    write_atomically(path, _sorted_header(to_bytes(state, header)))
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """The same safetensors file with its header in a fixed order: the library's own differs from run to run."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the format wants the data aligned to 8 bytes
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -148,7 +156,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} holds Python objects or is damaged: expected a state dict of tensors alone, because edgekit never "
             "unpickles a file; save it again with torch.save(model.state_dict(), ...) or as .safetensors"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # on damaged files torch's readers raise whatever they run into
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError(f"{path} is no whole PyTorch file ({reason}): it was cut short or altered") from error
     while isinstance(content, Mapping):

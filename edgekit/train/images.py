@@ -222,9 +222,10 @@ def _read_all(found: Iterable[_Found], folder: Path, patch: int) -> tuple[list[P
             if memory > _MEMORY:
                 picture.drop()
     if not pictures and small:
+        fits = largest // 8 * 8 or largest  # a multiple of every model's stride
         raise DataError(
             f"all {len(small)} readable images in {folder} are smaller than the {patch}-pixel crop "
-            f"(the largest has a side of {largest}): give larger images, or set patch to {largest // 8 * 8 or largest} or less"
+            f"(the largest has a side of {largest}): give larger images, or set patch to {fits} or less"
         )
     if not pictures:
         raise DataError(f"none of the {len(unreadable)} images in {folder} can be read; the first: {unreadable[0]}")

@@ -21,6 +21,7 @@ from edgekit.batch import Batch
 from edgekit.errors import RecipeError, ShapeError, TrainingError
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import TrainSettings
+from edgekit.train import noise
 from edgekit.train.ema import WeightAverage
 from edgekit.train.images import ImageSource
 from edgekit.train.journal import Journal
@@ -68,14 +69,18 @@ def fit(
         TrainingError: the loss is no longer finite; the last checkpoint is kept.
         CheckpointError: a checkpoint cannot be read or written.
     """
-    _check(model, source, settings, teacher)
+    check(model, source, settings, teacher)
     fabric = _fabric(settings)
     torch.manual_seed(settings.seed)
     run = _Run(fabric, model, source, settings, folder, teacher, identity or {})
     return run.train(progress)
 
 
-def _check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, teacher: DenoiserModel | None) -> None:
+def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, teacher: DenoiserModel | None) -> None:
+    """Find what is wrong with a run before anything is written. Raises: what `fit` raises, but for the run itself."""
+    noise.get(settings.noise.model)
+    batches(source, settings)
+    parameter_groups(model, settings)
     losses.weighted(settings.loss, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))  # an unknown loss is named here
     if not settings.loss or min(settings.loss.values()) < 0 or sum(settings.loss.values()) == 0:
         raise RecipeError(
@@ -300,12 +305,12 @@ class _Run:
         return scores
 
     def measure(self) -> dict[str, float]:
-        noise, held_out = self.settings.noise, self.source.held_out
-        if self.source.paired or noise.model != "gaussian":
-            found = evaluate(self.average.model, held_out, noise_settings=noise, autocast=self.fabric.autocast)
+        added, held_out = self.settings.noise, self.source.held_out
+        if self.source.paired or added.model != "gaussian":
+            found = evaluate(self.average.model, held_out, noise_settings=added, autocast=self.fabric.autocast)
             return {"psnr": round(found.psnr, 3), "ssim": round(found.ssim, 4)}
         scores: dict[str, float] = {}
-        for sigma in validation_levels(noise):
+        for sigma in validation_levels(added):
             found = evaluate(self.average.model, held_out, sigma, autocast=self.fabric.autocast)
             scores |= {f"psnr_{sigma:g}": round(found.psnr, 3), f"ssim_{sigma:g}": round(found.ssim, 4)}
         return scores

@@ -29,11 +29,16 @@ def draw(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> 
         that says how far from clean the image is, whatever the noise, and that `--sigma auto` can be held against.
     Raises: UnknownNameError: no such noise model.
     """
-    if settings.model not in MODELS:
-        raise UnknownNameError.unknown("noise model", settings.model, MODELS)
-    noisy, sigma = MODELS[settings.model](clean, settings, generator)
+    noisy, sigma = get(settings.model)(clean, settings, generator)
     as_device = torch.rand(clean.shape[0], generator=generator) < settings.device_share
     return torch.where(as_device[:, None, None, None], quantize_8bit(noisy), noisy), sigma
+
+
+def get(name: str) -> NoiseModel:
+    """A noise model by name. Raises: UnknownNameError."""
+    if name not in MODELS:
+        raise UnknownNameError.unknown("noise model", name, MODELS)
+    return MODELS[name]
 
 
 def quantize_8bit(image: Tensor) -> Tensor:

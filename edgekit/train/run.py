@@ -19,7 +19,7 @@ from edgekit.models.checkpoints import write_atomically
 from edgekit.recipe import TrainSettings
 from edgekit.train.images import ImageSource, open_images
 from edgekit.train.journal import read_log
-from edgekit.train.loop import Progress, fit
+from edgekit.train.loop import Progress, check, fit
 from edgekit.train.state import FILE
 
 WEIGHTS = "model.safetensors"
@@ -96,6 +96,7 @@ def train(
             validation_share=settings.validation_share,
             seed=settings.seed,
         )
+    check(model, source, settings, tutor)
     if force and not resume:
         for path in existing:
             path.unlink(missing_ok=True)
@@ -130,7 +131,7 @@ def _recipe(
         "weights": None if weights is None else str(weights),
         "teacher": None if teacher is None else str(teacher),
         "train": settings.model_dump(mode="json"),
-        "versions": {"edgekit": __version__, "torch": torch.__version__},
+        "versions": {"edgekit": __version__, "torch": str(torch.__version__)},
     }
     text: str = yaml.safe_dump(content, sort_keys=False)
     return text

@@ -34,6 +34,13 @@ def test_round_trip(small: DenoiserModel, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["small.safetensors"]
 
 
+def test_the_same_weights_are_the_same_bytes(small: DenoiserModel, tmp_path: Path) -> None:
+    extra = dict.fromkeys(["edgekit", "licence", "data", "steps", "seconds", "recipe"], "x")
+    for i in range(4):
+        models.save(tmp_path / f"{i}.safetensors", small, extra)
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(4)}) == 1
+
+
 def test_half_storage_comes_back_as_float32(small: DenoiserModel, tmp_path: Path) -> None:
     models.save(tmp_path / "full.safetensors", small)
     models.save(tmp_path / "half.safetensors", small, half=True)

@@ -1,0 +1,186 @@
+"""A whole run: what stands in its folder, what is refused, what is repeated."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image as Pillow
+
+from edgekit import models
+from edgekit.batch import Batch
+from edgekit.errors import CheckpointError, DataError, OutputExistsError, RecipeError, UnknownNameError
+from edgekit.models import checkpoints
+from edgekit.recipe import TrainRecipe, TrainSettings
+from edgekit.train import loop
+from edgekit.train.images import ImageSource
+from edgekit.train.journal import read_log
+from edgekit.train.run import train
+
+Quick = Callable[..., TrainSettings]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    data.mkdir()
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Pillow.fromarray(pixels).save(data / f"{i}.png")
+    return data
+
+
+def test_what_a_run_leaves(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trained = train("dsunet-n", folder, quick(), out)
+    assert sorted(p.name for p in out.iterdir()) == ["last.ckpt", "log.jsonl", "model.safetensors", "recipe.yaml"]
+    assert trained.path == out / "model.safetensors"
+    assert trained.steps == 6
+    assert trained.seconds > 0
+    assert set(trained.scores) == {f"{q}_{s}" for q in ("psnr", "ssim") for s in (5, 15, 25, 50)}
+    again = models.load(trained.path)
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value)
+    assert checkpoints.metadata(trained.path)["trained_on"] == str(folder)
+    content = yaml.safe_load((out / "recipe.yaml").read_text())
+    recipe = TrainRecipe.model_validate(content)
+    assert (recipe.model, recipe.data, recipe.train, recipe.images) == ("dsunet-n", folder, quick(), 3)
+
+
+def test_the_recipe_repeats_the_run(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    first = train("dsunet-n", folder, quick(), tmp_path / "a")
+    recipe = TrainRecipe.model_validate(yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text()))
+    second = train(recipe.model, recipe.data, recipe.train, tmp_path / "b", channels=recipe.channels)
+    assert first.path.read_bytes() == second.path.read_bytes()
+
+
+def test_resumed_files_are_the_same(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    whole = train("dsunet-n", folder, quick(), tmp_path / "whole")
+
+    def kill(done: int, total: int, text: str = "") -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train("dsunet-n", folder, quick(), tmp_path / "parts", progress=kill)
+    assert not (tmp_path / "parts" / "model.safetensors").exists()
+    resumed = train("dsunet-n", folder, quick(), tmp_path / "parts", resume=True)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_an_existing_run_is_not_overwritten(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    first = train("dsunet-n", folder, quick(steps=1), out)
+    before = first.path.read_bytes()
+    with pytest.raises(OutputExistsError, match=r"already holds a training run \(last\.ckpt\): .*--resume.*--force"):
+        train("dsunet-n", folder, quick(steps=1), out)
+    assert first.path.read_bytes() == before
+    # Forced, it starts over; an error before the first step leaves the old run alone.
+    with pytest.raises(UnknownNameError):
+        train("dsunet-x", folder, quick(steps=1), out, force=True)
+    with pytest.raises(RecipeError):
+        train("dsunet-n", folder, quick(steps=1, patch=38), out, force=True)
+    assert first.path.read_bytes() == before
+    assert train("dsunet-n", folder, quick(steps=2), out, force=True).steps == 2
+
+
+def test_nothing_is_written_when_the_input_is_wrong(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    (tmp_path / "w.pth").write_bytes(b"junk")
+    for call in (
+        lambda: train("dsunet-x", folder, quick(), out),
+        lambda: train("dsunet-n", tmp_path / "none", quick(), out),
+        lambda: train("dsunet-n", folder, quick(), out, weights=tmp_path / "w.pth"),
+        lambda: train("dsunet-n", folder, quick(), out, teacher="nobody"),
+        lambda: train("dsunet-n", folder, quick(freeze=("x",)), out),
+        lambda: train("dsunet-n", folder, quick(loss={"l7": 1.0}), out),
+    ):
+        with pytest.raises((UnknownNameError, DataError, CheckpointError, RecipeError)):
+            call()
+        assert not out.exists()
+
+
+def test_fine_tuning_starts_from_weights(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    first = train("dsunet-n", folder, quick(), tmp_path / "first")
+    tuned = train(
+        "dsunet-n", folder, quick(steps=1, learning_rate=1e-9, ema=0.0), tmp_path / "tuned", weights=first.path
+    )
+    for name, value in first.model.state_dict().items():
+        torch.testing.assert_close(tuned.model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
+    with pytest.raises(RecipeError, match="another starting weights"):
+        train("dsunet-n", folder, quick(steps=1, learning_rate=1e-9, ema=0.0), tmp_path / "tuned", resume=True)
+
+
+def test_a_checkpoint_serves_as_weights(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    # What the message about a NaN loss proposes.
+    first = train("dsunet-n", folder, quick(), tmp_path / "first")
+    from_state = models.load(tmp_path / "first" / "last.ckpt", "dsunet-n")
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(from_state.state_dict()[name], value)
+
+
+def test_a_gray_student_with_a_teacher(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    teacher = train("dsunet-n", folder, quick(steps=1), tmp_path / "teacher", channels=1)
+    taught = train("dsunet-n", folder, quick(), tmp_path / "taught", channels=1, teacher=teacher.path)
+    assert taught.model.channels == 1
+    assert yaml.safe_load((tmp_path / "taught" / "recipe.yaml").read_text())["teacher"] == str(teacher.path)
+
+
+def test_pairs_train(quick: Quick, tmp_path: Path) -> None:
+    for i in range(3):
+        clean = np.random.default_rng(i).integers(40, 200, (40, 40, 3), dtype=np.uint8)
+        for side, pixels in (("clean", clean), ("noisy", clean + np.uint8(i + 5))):
+            (tmp_path / "data" / side).mkdir(parents=True, exist_ok=True)
+            Pillow.fromarray(pixels).save(tmp_path / "data" / side / f"{i}.png")
+    trained = train("dsunet-n", tmp_path / "data", quick(), tmp_path / "run")
+    assert set(trained.scores) == {"psnr", "ssim"}
+
+
+def test_skipped_images_are_told(folder: Path, quick: Quick, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "bad.png").write_bytes(b"no")
+    with caplog.at_level(logging.WARNING):
+        train("dsunet-n", folder, quick(steps=1), tmp_path / "run")
+    assert "skipped 1 of 5 images" in caplog.text
+
+
+_TWO = """
+from edgekit.recipe import TrainSettings
+from edgekit.train.run import train
+settings = TrainSettings(steps=3, batch=1, patch=32, precision="32-true", accelerator="cpu", devices=2, strategy="ddp",
+                         accumulate=2, save_every=2, warmup=1)
+train("dsunet-n", "data", settings, "run")
+"""
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_train_one_model(
+    folder: Path, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "two.py").write_text(_TWO)
+    done = subprocess.run(
+        [sys.executable, "two.py"], cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert state["step"] == 3
+    assert state["run"]["number of processes"] == "2"
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) == 2
+    # One process that draws what both drew takes the same steps, but for the order of summation.
+    real = loop.batches
+
+    def both(source: ImageSource, settings: TrainSettings, rank: int = 0) -> Callable[[int], Batch]:
+        draws = [real(source, settings, rank=r) for r in (0, 1)]
+        return lambda step: Batch(*(torch.cat(parts) for parts in zip(*(d(step) for d in draws), strict=True)))
+
+    monkeypatch.setattr(loop, "batches", both)
+    train("dsunet-n", folder, quick(steps=3, batch=1, accumulate=2, ema=0.999), tmp_path / "one")
+    expected = torch.load(tmp_path / "one" / "last.ckpt", weights_only=True)["model"]
+    for name, value in state["model"].items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
