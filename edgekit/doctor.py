@@ -88,7 +88,8 @@ def _train() -> Finding:
     libraries = [library for library, extra in EXTRAS.items() if extra == "train"]
     missing = [library for library in libraries if importlib.util.find_spec(library) is None]
     if missing:
-        return Finding("train", "train", False, f"not installed: {', '.join(missing)}", pip_line("train"))
+        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
+        return Finding("train", "train", False, f"not installed: {', '.join(missing[:2])}{more}", pip_line("train"))
     try:
         return Finding("train", "train", True, f"torch {_version('torch')}, {_accelerator()}")
     except (ImportError, OSError) as error:

@@ -97,4 +97,4 @@ def _layers(manifest: Manifest) -> object:
         for layer in manifest.layers
     ]
     columns = ["layer", "operator", "MMAC", "share", "computes in", "fast kernels", "SQNR dB"]
-    return show.table(columns, rows, title="Layers, a tile", right="MMAC,share,SQNR dB")
+    return show.table(columns, rows, title="Layers, for one tile", right="MMAC,share,SQNR dB")

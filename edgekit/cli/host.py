@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -13,6 +13,9 @@ from edgekit.cli import show
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 from edgekit.extras import needed
+
+if TYPE_CHECKING:
+    from edgekit.recipe import Recipe
 
 # Flags are passed on as text: the recipe checks them, so that a flag and a line of a recipe file get the same answer.
 Flag = str | None
@@ -84,12 +87,12 @@ def compress(
         from edgekit.recipe import load_recipe
 
         loaded = load_recipe(recipe, **settings)
-        from edgekit import pipeline
-
         if dry_run:
-            _show_plan(pipeline.plan(loaded))
+            _show_plan(loaded)
             return
         with Bars() as bars:
+            from edgekit import pipeline
+
             bundle = pipeline.compress(loaded, out=out, force=force, resume=resume, progress=bars)
         from edgekit.runtime.check import check
 
@@ -196,7 +199,10 @@ def _whole(text: str | None) -> Any:
     return int(text) if text is not None and text.isdigit() else text
 
 
-def _show_plan(stages: Any) -> None:
+def _show_plan(loaded: Recipe) -> None:
+    from edgekit import pipeline
+
+    stages = pipeline.plan(loaded)
     rows = [
         [stage.stage, ", ".join(f"{name} {value}" for name, value in stage.settings.items()), f"{stage.seconds:.0f}"]
         for stage in stages

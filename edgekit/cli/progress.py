@@ -21,10 +21,11 @@ from rich.progress import (
 class Bars:
     """Draws a bar for each stage that reports; silent where stderr is no terminal.
 
-    Call it as `bars(stage, done, total, text)`.
+    Call it as `bars(stage, done, total, text)`. Until the first call it shows `first`: heavy libraries take seconds to
+    import, and a terminal where nothing moves looks broken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first: str = "loading") -> None:
         # A descriptor of its own: a converter's chatter is kept off stderr while the bars go on.
         self._screen = os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else sys.stderr
         self._progress = Progress(
@@ -38,8 +39,12 @@ class Bars:
             disable=not sys.stderr.isatty(),
         )
         self._tasks: dict[str, TaskID] = {}
+        self._waiting: TaskID | None = self._progress.add_task(first, total=None, note="")
 
     def __call__(self, stage: str, done: int, total: int, text: str = "") -> None:
+        if self._waiting is not None:
+            self._progress.remove_task(self._waiting)
+            self._waiting = None
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, note="")
         self._progress.update(self._tasks[stage], completed=done, total=total, note=text)

@@ -34,6 +34,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     """
     numbers = {name.strip() for name in right.split(",")} - {""}
     result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    result.show_header = any(columns)
     for column in columns:
         result.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
@@ -44,9 +45,9 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 def stages(manifest: Manifest) -> Table:
     """What each stage did to the model: size, and dB at each noise level before and after."""
     levels = sorted({int(s) for stage in manifest.stages for s in stage.get("db_after", {})})
-    columns = ["stage", "kMAC/px", "parameters", *(f"sigma {s}" for s in levels), "seconds", "what"]
+    columns = ["stage", "kMAC/px", "parameters", *(f"s{s}" for s in levels), "seconds", "what"]
     rows = [[*_stage(stage, levels)] for stage in manifest.stages]
-    title = f"{manifest.name} for {manifest.target}: dB after each stage, on held-out tiles"
+    title = f"{manifest.name} for {manifest.target}: after each stage; s5 is dB at sigma 5, on held-out tiles"
     return table(columns, rows, title=title, right=",".join(columns[1:-1]))
 
 
