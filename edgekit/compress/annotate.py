@@ -85,8 +85,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         self, node: Node, activation: QuantizationSpec, weights: QuantizationSpec, image: QuantizationSpec
     ) -> None:
         every = self.scheme.every_tensor
-        leaves = any(user.op == "output" for user in node.users)
-        output = image if leaves and self.scheme.quantized_io else activation
+        output = image if _leaves(node) and self.scheme.quantized_io else activation
         inputs: dict[Node, Any] = {}
         if node.target in CONVOLUTIONS:
             if str(_node(node.args[1]).target).removesuffix(".weight") in self.scheme.wide:
@@ -120,6 +119,11 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to refuse: what is not annotated stays float, and the layer report says so."""
+
+
+def _leaves(node: Node) -> bool:
+    """Whether a value is the image that leaves the network, as it is or with its pixels moved."""
+    return any(user.op == "output" or (user.target in _MOVES and _leaves(user)) for user in node.users)
 
 
 def _node(value: Any) -> Node:

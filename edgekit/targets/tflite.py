@@ -38,6 +38,13 @@ class _ChannelsLast(nn.Module):
         return clean
 
 
+class _Blind(_ChannelsLast):
+    """The same for a model that takes no noise level: its files have no such input."""
+
+    def forward(self, image: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(image, torch.zeros(1))
+
+
 class TFLite:
     """Lowers through litert-torch; no TensorFlow is involved."""
 
@@ -74,14 +81,14 @@ class TFLite:
             raise ExportError(f"precision {precision!r}: tflite exports {', '.join(self.precisions)}")
         files = {p: folder / f"{name}.{p}.tflite" for p in ("int8", "int8-uint8io", "fp16", "fp32")}
         shape = (1, tile, tile, model.channels)
-        _convert(model.eval(), shape, files["fp32"], quantized=False)
+        _convert(model.eval(), shape, files["fp32"], blind=model.blind, quantized=False)
         _half(files["fp32"], files["fp16"])
         kinds = ["fp16", "fp32"]
         names = None
         if precision == "int8":
             if program is None:
                 raise ExportError("precision 'int8' needs a quantized program: run the quantize stage first")
-            _convert(program.converted(), shape, files["int8"], quantized=True)
+            _convert(program.converted(), shape, files["int8"], blind=model.blind, quantized=True)
             tflite_file.unsigned_io(files["int8"], files["int8-uint8io"])
             kinds = ["int8", "int8-uint8io", *kinds]
             names = [layer.name for layer in program.layers()]
@@ -115,8 +122,10 @@ def _quietly() -> Iterator[None]:
             logging.disable(level)
 
 
-def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, quantized: bool) -> None:
-    sample: dict[str, Any] = {"image": torch.rand(shape), "sigma": torch.rand(1)}
+def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, blind: bool, quantized: bool) -> None:
+    sample: dict[str, Any] = {"image": torch.rand(shape)}
+    if not blind:
+        sample["sigma"] = torch.rand(1)
     with _quietly():
         import litert_torch
         from litert_torch.quantize.pt2e_quantizer import (
@@ -130,7 +139,7 @@ def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, quantized
             # Only tells the converter that the program carries its own integers; nothing is calibrated again.
             stated = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
             config = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(stated))
-        wrapped = _ChannelsLast(module)
+        wrapped = _Blind(module) if blind else _ChannelsLast(module)
         try:
             litert_torch.convert(wrapped, sample_kwargs=sample, quant_config=config).export(str(path))
         except Exception as error:  # the converter raises whatever its MLIR passes raise
