@@ -40,6 +40,11 @@ from edgekit.workspace import Workspace
 _SECONDS = {"step": 0.04, "teacher": 0.06, "qat": 0.13, "start": 15.0, "lower": 25.0, "check": 15.0}
 # Distillation's share when --steps names the steps of both trainings.
 _DISTILL_SHARE = 2 / 3
+# Teachers that need no weights of their own: the model before it was pruned, and none, which leaves the clean images.
+_NO_TEACHER_FILE: dict[str, Callable[[DenoiserModel], DenoiserModel | None]] = {
+    "original": lambda original: original,
+    "none": lambda original: None,
+}
 _LIBRARIES = ("torch", "torchao", "torch-pruning", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy")
 
 
@@ -194,8 +199,8 @@ def _check_names(recipe: Recipe) -> None:
     """Refuse a model or teacher that is unknown, or has no weights; files are looked at when they are read."""
     shipped = checkpoints.shipped()
     for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
-        allowed = [*names(), "none"] if role == "teacher" else names()
-        if Path(name).suffix or (role, name) == ("teacher", "none"):
+        allowed = [*names(), *_NO_TEACHER_FILE] if role == "teacher" else names()
+        if Path(name).suffix or (role == "teacher" and name in _NO_TEACHER_FILE):
             continue
         if name not in allowed:
             raise UnknownNameError.unknown(role, name, allowed)
@@ -212,8 +217,8 @@ def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     source = recipe.weights or recipe.model
     # A file that edgekit wrote knows its own widths; any other holds weights of the model named.
     original = checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else recipe.model)
-    if recipe.teacher == "none":
-        return original, None
+    if recipe.teacher in _NO_TEACHER_FILE:
+        return original, _NO_TEACHER_FILE[recipe.teacher](original)
     teacher = checkpoints.load(recipe.teacher)
     if teacher.channels != original.channels:
         raise RecipeError(

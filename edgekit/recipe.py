@@ -186,8 +186,9 @@ class Recipe(Settings):
     # What to compress: a registered model, with its shipped weights unless `weights` names a .safetensors file.
     model: str = "dsunet-s"
     weights: Path | None = None
-    # Who teaches the pruned student: a registered model with shipped weights, or "none".
-    teacher: str = "unet"
+    # Who teaches the pruned student: "original" (the model before pruning), a registered model with shipped weights,
+    # a weight file, or "none".
+    teacher: str = "original"
     # A folder of clean images, or of pairs (noisy/ and clean/); None is the built-in set.
     data: Path | None = None
     # Noise levels the bundle is made for, in 8-bit units (0..255).

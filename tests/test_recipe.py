@@ -14,7 +14,7 @@ from edgekit.recipe import Recipe, TrainSettings, load, load_recipe
 
 def test_defaults_are_the_documented_ones() -> None:
     recipe = load_recipe(target="tflite")
-    assert (recipe.model, recipe.teacher, recipe.weights, recipe.data) == ("dsunet-s", "unet", None, None)
+    assert (recipe.model, recipe.teacher, recipe.weights, recipe.data) == ("dsunet-s", "original", None, None)
     assert (recipe.sigma, recipe.prune, recipe.precision) == ((0.0, 55.0), 0.25, "int8")
     assert (recipe.max_drop, recipe.tile, recipe.seed, recipe.steps) == (0.5, 512, 0, None)
 

@@ -30,7 +30,7 @@ def compress(
         Flag, typer.Option(metavar="FILE", show_default="shipped", help="Its weights, a .safetensors file.")
     ] = None,
     teacher: Annotated[
-        Flag, typer.Option(metavar="NAME|none", show_default="unet", help="Model that teaches the pruned one.")
+        Flag, typer.Option(metavar="NAME|none", show_default="original", help="Who teaches the pruned model.")
     ] = None,
     data: Annotated[
         Flag,
