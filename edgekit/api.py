@@ -45,7 +45,7 @@ def compress(
             or the default.
         model: name of a registered model; "dsunet-s".
         weights: its weights, a .safetensors file; the shipped ones.
-        teacher: "original" (the model before pruning), a model with shipped weights, a weight file, or "none"; "original".
+        teacher: "original" (the model before pruning), shipped weights, a weight file, or "none"; "original".
         data: folder of clean images, or of pairs (`noisy/` and `clean/`); the built-in images, which need no download.
         sigma: noise levels in 8-bit units, (low, high) or "low:high" within 0..255; (0, 55).
         prune: share of the MACs to remove, 0..0.9; 0.25.
