@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.console import say
 from benchmarks.sets import SHARED
 from edgekit.bundle.reader import sha256
 from edgekit.errors import CheckpointError, RecipeError, UnknownNameError
@@ -63,6 +64,21 @@ def weights_of(texts: Sequence[str]) -> dict[str, Path]:
         check_names([name])
         found[name] = Path(file)
     return found
+
+
+def measured(asked: Sequence[str] | None, names: Sequence[str], weights: Mapping[str, Path]) -> list[str]:
+    """The models to measure: those asked for, or else of `names` those that have weights.
+
+    Raises: UnknownNameError: asked for a name that is not one of `NAMES`.
+    """
+    if asked:
+        check_names(asked)
+        return list(asked)
+    have = {*PEERS, *weights, *checkpoints.shipped()}
+    for name in names:
+        if name not in have:
+            say(f"{name} is left out: it ships without weights")
+    return [name for name in names if name in have]
 
 
 def check_names(names: Sequence[str]) -> None:

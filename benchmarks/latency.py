@@ -56,9 +56,8 @@ class Timed:
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
     options = _parse(arguments)
-    names = options.models or [STUDENT, TEACHER, PEER]
-    contestants.check_names(names)
     weights = contestants.weights_of(options.weights)
+    names = contestants.measured(options.models, [STUDENT, TEACHER, PEER], weights)
     out = options.out or results.default("latency", quick=options.rounds < 7 or bool(weights))
     load = os.getloadavg()[0]
     if load > 0.5:

@@ -76,9 +76,8 @@ class Column:
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark; 0, or 1 when a published figure is not reproduced."""
     options = _parse(arguments)
-    names = options.models or list(contestants.NAMES)
-    contestants.check_names(names)
     weights = contestants.weights_of(options.weights)
+    names = contestants.measured(options.models, contestants.NAMES, weights)
     out = options.out or results.default("quality", quick=options.limit is not None or bool(weights))
     settings = {"seed": options.seed, "limit": options.limit}
     rows, models = ({}, {}) if options.fresh else _kept(out, settings)

@@ -148,6 +148,15 @@ def test_results_are_whole_or_not_there(tmp_path: Path) -> None:
         results.load(path)
 
 
+def test_models_without_weights_are_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoints, "shipped", lambda: {"dsunet-s": Path("s")})
+    assert contestants.measured(None, ["dsunet-s", "unet", "dncnn-25"], {}) == ["dsunet-s", "dncnn-25"]
+    assert contestants.measured(None, ["dsunet-s", "unet"], {"unet": Path("u")}) == ["dsunet-s", "unet"]
+    assert contestants.measured(["unet"], ["dsunet-s"], {}) == ["unet"]
+    with pytest.raises(UnknownNameError, match="unknown weights 'unet'"):
+        contestants.load("unet", weights={})
+
+
 def test_bad_flags_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="unknown model 'dsunet-x'"):
         quality.main(["--models", "dsunet-x"])

