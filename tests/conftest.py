@@ -1,7 +1,7 @@
 """What every test shares: seeds, the image sets beside the repository, and the rule for skipped tests.
 
-A skipped test must be on `tests/allowed_skips.txt` with its reason. Elsewhere that is reported; with EDGEKIT_STRICT_SKIPS=1,
-as `.ci/run` sets it, it fails the run.
+A skipped test must be on `tests/allowed_skips.txt` with its reason. Elsewhere that is reported; with
+EDGEKIT_STRICT_SKIPS=1, as `.ci/run` sets it, it fails the run.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+# Tests are small, and two processes share two cores; results also depend on how many threads share a sum. Before the
+# first import of torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = Path(__file__).with_name("allowed_skips.txt")
