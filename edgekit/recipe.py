@@ -97,7 +97,8 @@ class TrainSettings(Settings):
     accumulate: PositiveInt = 1
     loss: dict[str, float] = {"l1": 1.0}
     # Divide each image's loss by (sigma + 5) in 8-bit units, so that low noise counts as much as high.
-    balance_sigma: bool = True
+    # Off: for L1, whose gradient does not shrink with the error, it hands low noise most of the say.
+    balance_sigma: bool = False
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup: Annotated[int, Field(ge=0)] = 500
@@ -140,7 +141,7 @@ class PruneSettings(Settings):
 class DistillSettings(Settings):
     """Recovery training of the pruned student."""
 
-    steps: PositiveInt = 2000
+    steps: PositiveInt = 1600
     # What the caller draws the batches with.
     batch: PositiveInt = 8
     patch: PositiveInt = 96
@@ -167,7 +168,7 @@ class QuantizeSettings(Settings):
     """INT8: ranges observed on noisy batches, then learned together with the weights (QAT)."""
 
     # 0 is calibration alone (post-training quantization).
-    steps: Annotated[int, Field(ge=0)] = 1000
+    steps: Annotated[int, Field(ge=0)] = 700
     calibration_batches: PositiveInt = 8
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     # Ranges are in units of their observed width.

@@ -17,8 +17,7 @@ class ShuffledUNet(DenoiserModel):
 
     The output is `noisy - r(noisy, sigma)`. Sigma enters as a bias per channel after the first convolution - a 1x1
     convolution of the map - so that a scalar and a constant map are the same function, a static INT8 graph holds no
-    broadcast of a plane, and thresholds can grow in proportion to the noise. (Scaling r by sigma, c_out of Karras et
-    al. 2022, arXiv:2206.00364, cost 0.5 dB: the layers would have to divide by sigma, which a bias cannot.)
+    broadcast of a plane, and thresholds can grow in proportion to the noise.
 
     Args:
         channels: 1 or 3.

@@ -92,9 +92,11 @@ class TFLite:
             tflite_file.unsigned_io(files["int8"], files["int8-uint8io"])
             kinds = ["int8", "int8-uint8io", *kinds]
             names = [layer.name for layer in program.layers()]
-        variants = [_variant(kind, files[kind]) for kind in kinds]
+        with _quietly():
+            variants = [_variant(kind, files[kind]) for kind in kinds]
+            layers = tflite_file.layers(files[precision], names)
         variants.sort(key=lambda v: v.name != precision)
-        return Lowered(tuple(variants), tflite_file.layers(files[precision], names))
+        return Lowered(tuple(variants), layers)
 
 
 TARGET = TFLite()
