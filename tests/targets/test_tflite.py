@@ -104,7 +104,7 @@ def test_int8_file_agrees_with_the_program(whole: Case) -> None:
     with torch.no_grad():
         program = whole.program(whole.noisy, whole.sigma)[0].permute(1, 2, 0).numpy()
     error = np.abs(run(whole, "int8") - program) * 255
-    # Each of the chained requantizations may round the other way, and this net's random weights amplify that: its output
+    # Each of the chained requantizations may round the other way, and random weights amplify that: the output
     # spans several times the image's range. A wrong scale or zero point would shift the mean by tens of levels.
     assert error.max() <= 20
     assert error.mean() < 2
