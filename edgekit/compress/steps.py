@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import CheckpointError, TrainingError
+from edgekit.models.checkpoints import write_atomically
 
 
 def cosine(step: int, steps: int, peak: float, warmup: int = 0) -> float:
@@ -86,16 +88,9 @@ class Checkpoint:
         """
         if self.path is None:
             return
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"run": self._run, "step": step, **state_dicts}, temporary)
-            temporary.replace(self.path)
-        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-            temporary.unlink(missing_ok=True)
-            raise CheckpointError(
-                f"cannot write checkpoint {self.path}: {error}; free some space or choose another folder"
-            ) from error
+        buffer = io.BytesIO()
+        torch.save({"run": self._run, "step": step, **state_dicts}, buffer)
+        write_atomically(self.path, buffer.getvalue())
 
     def load(self) -> dict[str, Any] | None:
         """Read the state: "step" and every state dict by the name it was saved under; None when there is no file.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -245,12 +246,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(
     Checkpoint(path).save(step=1)
     good = path.read_bytes()
 
-    def full(state: object, file: Path) -> None:
-        file.write_bytes(b"half")
+    def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match="cannot write checkpoint .*No space left on device"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="cannot write .*distill.ckpt .*No space left on device"):
         Checkpoint(path).save(step=2)
     assert path.read_bytes() == good
     assert [p.name for p in tmp_path.iterdir()] == ["distill.ckpt"]
