@@ -17,15 +17,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+_LOADING = "loading"
+
 
 class Bars:
     """Draws a bar for each stage that reports; silent where stderr is no terminal.
 
-    Call it as `bars(stage, done, total, text)`. Until the first call it shows `first`: heavy libraries take seconds to
-    import, and a terminal where nothing moves looks broken.
+    Call it as `bars(stage, done, total, text)`. Until the first call it shows `loading`: heavy libraries take seconds
+    to import, and a terminal where nothing moves looks broken.
     """
 
-    def __init__(self, first: str = "loading") -> None:
+    def __init__(self) -> None:
         # A descriptor of its own: a converter's chatter is kept off stderr while the bars go on.
         self._screen = os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else sys.stderr
         self._progress = Progress(
@@ -38,16 +40,13 @@ class Bars:
             console=Console(file=self._screen, highlight=False),
             disable=not sys.stderr.isatty(),
         )
-        self._tasks: dict[str, TaskID] = {}
-        self._waiting: TaskID | None = self._progress.add_task(first, total=None, note="")
+        self._tasks: dict[str, TaskID] = {_LOADING: self._progress.add_task(_LOADING, total=None, note="")}
 
     def __call__(self, stage: str, done: int, total: int, text: str = "") -> None:
-        if self._waiting is not None:
-            self._progress.remove_task(self._waiting)
-            self._waiting = None
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, note="")
-        self._progress.update(self._tasks[stage], completed=done, total=total, note=text)
+            first = self._tasks.pop(_LOADING, None)
+            self._tasks[stage] = self._progress.add_task(stage, note="") if first is None else first
+        self._progress.update(self._tasks[stage], description=stage, completed=done, total=total, note=text)
 
     def __enter__(self) -> Bars:
         self._progress.start()
