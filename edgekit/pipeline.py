@@ -171,6 +171,7 @@ def compress(
                 images.tiles,
                 progress=run.reporter("distill"),
                 checkpoint=work.checkpoint("distill"),
+                cache=work.teachings("distill"),
             ),
         )
     program = None

@@ -48,14 +48,19 @@ class Workspace:
         return checkpoints.load(weights), read_record(json.loads(record.read_text()))
 
     def finish(self, stage: str, model: DenoiserModel, record: StageRecord) -> None:
-        """Keep a finished stage; its checkpoint is no longer needed."""
+        """Keep a finished stage; what it kept for a resumed run is no longer needed."""
         checkpoints.save(self.folder / f"{stage}.safetensors", model)
         checkpoints.write_atomically(self.folder / f"{stage}.json", json.dumps(record.to_dict(), indent=1).encode())
         self.checkpoint(stage).unlink(missing_ok=True)
+        self.teachings(stage).unlink(missing_ok=True)
 
     def checkpoint(self, stage: str) -> Path:
         """The checkpoint of the stage under way."""
         return self.folder / f"{stage}.ckpt"
+
+    def teachings(self, stage: str) -> Path:
+        """What a stage's teacher made of its batches, so that a resumed run need not ask it again."""
+        return self.folder / f"{stage}-teacher.safetensors"
 
     def remove(self) -> None:
         """Remove the folder: the run is done."""

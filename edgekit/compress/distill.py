@@ -18,11 +18,12 @@ from edgekit.compress.evaluate import evaluate
 from edgekit.compress.features import FeatureLoss, tapped
 from edgekit.compress.lessons import OUTPUT, Lesson, Lessons, Taught, fingerprint, teach
 from edgekit.compress.record import Size, StageRecord
-from edgekit.compress.steps import Average, Checkpoint, cosine, finite
+from edgekit.compress.steps import Checkpoint, finite
 from edgekit.errors import RecipeError, UnknownNameError
 from edgekit.losses import LOSSES, weighted
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import DistillSettings
+from edgekit.schedule import Average, cosine
 
 
 def distill(

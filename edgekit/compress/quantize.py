@@ -15,11 +15,12 @@ from edgekit.compress.evaluate import evaluate
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.record import Size, StageRecord
 from edgekit.compress.scheme import Scheme
-from edgekit.compress.steps import Average, Checkpoint, cosine, finite
+from edgekit.compress.steps import Checkpoint, finite
 from edgekit.errors import TrainingError
 from edgekit.losses import weighted
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import QuantizeSettings
+from edgekit.schedule import Average, cosine
 
 
 def quantize(

@@ -21,12 +21,13 @@ from edgekit.batch import Batch
 from edgekit.errors import RecipeError, ShapeError, TrainingError
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import TrainSettings
+from edgekit.schedule import cosine
 from edgekit.train import noise
 from edgekit.train.ema import WeightAverage
+from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
 from edgekit.train.journal import Journal
 from edgekit.train.sampling import batches, prefetched
-from edgekit.train.schedule import learning_rate, parameter_groups
 from edgekit.train.state import FILE, load_state, save_state
 from edgekit.train.validation import denoise, evaluate, to_tensor, validation_levels
 
@@ -219,7 +220,8 @@ class _Run:
 
     def one_step(self, parts: list[Batch]) -> float:
         """One optimiser step on the batches given, whose losses are averaged. Returns the loss."""
-        rate = learning_rate(self.step, self.settings)
+        settings = self.settings
+        rate = cosine(self.step, settings.steps, settings.learning_rate, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -236,7 +238,7 @@ class _Run:
         )
         value = self.finite(total, norm, rate)
         self.optimizer.step()
-        self.average.update(self.model, self.step)
+        self.average.update(self.step)
         self.step += 1
         self.loss_sum += value
         self.loss_count += 1

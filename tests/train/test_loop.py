@@ -300,8 +300,8 @@ def test_average_follows_its_formula(tiny_model: Tiny) -> None:
     start = model.head.bias.detach().clone()
     with torch.no_grad():
         model.head.bias.add_(1)
-    average.update(model, 0)  # decay min(0.5, 1 / 10): a tenth of the past
+    average.update(0)  # decay min(0.5, 1 / 10): a tenth of the past
     torch.testing.assert_close(average.model.head.bias, start + 0.9)
-    average.update(model, 100)  # decay min(0.5, 101 / 110)
+    average.update(100)  # decay min(0.5, 101 / 110)
     torch.testing.assert_close(average.model.head.bias, start + 0.95)
     assert not any(p.requires_grad for p in average.model.parameters())

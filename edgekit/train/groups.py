@@ -1,8 +1,7 @@
-"""How fast which parameter learns."""
+"""Which parameters learn, and how fast beside the others."""
 
 from __future__ import annotations
 
-import math
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,14 +9,6 @@ from torch import nn
 
 from edgekit.errors import RecipeError
 from edgekit.recipe import TrainSettings
-
-
-def learning_rate(step: int, settings: TrainSettings) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of a percent of the peak."""
-    if step < settings.warmup:
-        return settings.learning_rate * (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.learning_rate * (1e-4 + (1 - 1e-4) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def parameter_groups(model: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The pieces that stages with optimiser steps share, by numbers worked out by hand."""
+"""The learning rate and the average, by numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekit.compress.steps import Average, cosine
+from edgekit.schedule import Average, cosine
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_a_ten_thousandth() -> None:

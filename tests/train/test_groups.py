@@ -1,4 +1,4 @@
-"""Learning rates and frozen parameters."""
+"""Frozen and slowed parameters."""
 
 from __future__ import annotations
 
@@ -7,21 +7,7 @@ import pytest
 from edgekit import models
 from edgekit.errors import RecipeError
 from edgekit.recipe import TrainSettings
-from edgekit.train.schedule import learning_rate, parameter_groups
-
-
-def test_warm_up_then_cosine() -> None:
-    settings = TrainSettings(steps=100, warmup=10, learning_rate=1e-3)
-    rates = [learning_rate(step, settings) for step in range(100)]
-    assert rates[0] == pytest.approx(1e-4)
-    assert rates[9] == rates[10] == pytest.approx(1e-3)
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[55] == pytest.approx(0.5e-3, rel=1e-3)
-    assert rates[99] == pytest.approx(1e-7, rel=10)
-
-
-def test_without_warm_up() -> None:
-    assert learning_rate(0, TrainSettings(steps=10, warmup=0, learning_rate=1e-3)) == pytest.approx(1e-3)
+from edgekit.train.groups import parameter_groups
 
 
 def test_frozen_and_slowed_parameters() -> None:
