@@ -116,7 +116,7 @@ def train(
         MissingExtraError.
     """
     with needed("train", "train"):
-        from edgekit.recipe import TrainRecipe, load
+        from edgekit.recipe import TrainRecipe, load, merge
 
         short = {"steps": steps, "seed": seed, "noise": None if sigma is None else {"sigma": sigma}}
         given = {name: value for name, value in short.items() if value is not None}
@@ -126,7 +126,7 @@ def train(
             "data": data,
             "weights": None if weights is None else str(weights),
             "teacher": None if teacher is None else str(teacher),
-            "train": {**(settings or {}), **given},
+            "train": merge(settings or {}, given),
         }
         loaded = load(TrainRecipe, None if recipe is None else Path(recipe), overrides)
         from edgekit.train.run import train as run

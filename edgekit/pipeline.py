@@ -22,18 +22,20 @@ from edgekit.bundle.reader import Bundle
 from edgekit.compress.batches import Progress as StepProgress
 from edgekit.compress.distill import distill
 from edgekit.compress.evaluate import denoise_whole, evaluate
+from edgekit.compress.lessons import fingerprint
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.prune import prune
 from edgekit.compress.quantize import layer_sqnr, quantize
 from edgekit.compress.record import Size, StageRecord
-from edgekit.errors import MissingExtraError, OutputExistsError, RecipeError, UnknownNameError
-from edgekit.models import DenoiserModel, checkpoints, names
+from edgekit.errors import CheckpointError, MissingExtraError, RecipeError, UnknownNameError
+from edgekit.models import DenoiserModel, checkpoints, create, names
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.stage_data import StageData, open_stage_data
 from edgekit.targets import registry as targets
 from edgekit.targets.base import Lowered, Target
+from edgekit.train.images import check_folder
 from edgekit.workspace import Workspace
 
 # Seconds a step, a tile or a file takes on two cores of a 2024 server: for the estimate of --dry-run only.
@@ -95,10 +97,11 @@ def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, Quantiz
 def plan(recipe: Recipe) -> list[StagePlan]:
     """The stages of a recipe, in order, with an estimate of their time; nothing is run or written.
 
-    Raises: UnknownNameError, RecipeError: the target, model or teacher is unknown, or has no weights.
+    Raises: what `compress` raises about a recipe before it begins.
     """
-    target = targets.get(recipe.target)
-    _check_names(recipe)
+    _prepare(recipe)
+    if recipe.data is not None:
+        check_folder(recipe.data)
     pruning, distillation, quantization = settings_of(recipe)
     taught = distillation.cache_batches * _SECONDS["teacher"] if recipe.teacher != "none" else 0.0
     stages = [StagePlan("original", {"model": recipe.model, "data": str(recipe.data or "built-in")}, _SECONDS["start"])]
@@ -109,7 +112,7 @@ def plan(recipe: Recipe) -> list[StagePlan]:
         stages.append(StagePlan("distill", settings, distillation.steps * _SECONDS["step"] + taught))
     if recipe.precision == "int8":
         stages.append(StagePlan("quantize", quantization.model_dump(), quantization.steps * _SECONDS["qat"] + 10))
-    lowering = {"target": target.name, "precision": recipe.precision, "tile": recipe.tile}
+    lowering = {"target": recipe.target, "precision": recipe.precision, "tile": recipe.tile}
     stages.append(StagePlan("export", lowering, _SECONDS["lower"]))
     stages.append(StagePlan("check", {"max_drop": recipe.max_drop}, _SECONDS["check"]))
     return stages
@@ -127,27 +130,23 @@ def compress(
 
     Args:
         out: folder that receives `MODEL-TARGET.edgekit`.
-        force: replace a bundle that is there already, once the new one is complete.
+        force: replace a bundle that is there already, once the new one is complete, and throw away an unfinished run.
         resume: go on where a run with the same recipe was stopped.
         progress: told how far each stage is.
     Returns: the bundle, read back and verified; `edgekit.check` judges it.
     Raises: EdgekitError: anything that is wrong with the recipe, images, weights or disk, before or while it runs.
     """
-    target = targets.get(recipe.target)
-    if (missing := target.available()) is not None:
-        raise MissingExtraError.needs(f"--target {target.name}", missing, target.extra)
-    if recipe.precision not in target.precisions:
-        raise RecipeError(
-            f"precision {recipe.precision!r}: target {target.name} exports {', '.join(target.precisions)}"
-        )
+    # Before anything is read, let alone trained.
+    writer.check_free(out / f"{Path(recipe.model).stem}-{recipe.target}.edgekit", force)
+    target, original, teacher = _prepare(recipe)
     destination = out / f"{Path(recipe.model).stem}-{target.name}.edgekit"
-    if destination.exists() and not force:
-        raise OutputExistsError(f"{destination} exists: use --force to replace it, or --out for another folder")
-    _check_names(recipe)
-    original, teacher = _models(recipe)
-    _check_tile(recipe.tile, original)
     images = open_stage_data(recipe, original.channels)
-    work = Workspace(out / f".{destination.name}.work", recipe, resume=resume)
+    inputs = {
+        "weights' digest": fingerprint([], original),
+        "teacher's digest": fingerprint([], teacher),
+        "images' digest": images.digest,
+    }
+    work = Workspace(out / f".{destination.name}.work", recipe, inputs, resume=resume, force=force)
     run = _Run(recipe, target, images, work, progress or _silent)
 
     records = [_original(run, original)]
@@ -155,7 +154,10 @@ def compress(
     pruning, distillation, quantization = settings_of(recipe)
     if recipe.prune:
         compressed = _stage(
-            run, records, "prune", lambda: prune(original, pruning, images.batches, images.tiles, run.reporter("prune"))
+            run,
+            records,
+            "prune",
+            lambda: prune(original, pruning, images.batches, images.tiles, run.reporter("prune"), sigmas=images.sigmas),
         )
     if distillation.steps:
         pruned = compressed
@@ -169,6 +171,7 @@ def compress(
                 distillation,
                 images.batches,
                 images.tiles,
+                sigmas=images.sigmas,
                 progress=run.reporter("distill"),
                 checkpoint=work.checkpoint("distill"),
                 cache=work.teachings("distill"),
@@ -183,6 +186,7 @@ def compress(
             images.batches,
             images.tiles,
             sigma_range=(recipe.sigma[0] / 255, recipe.sigma[1] / 255),
+            sigmas=images.sigmas,
             progress=run.reporter("quantize"),
             checkpoint=work.checkpoint("quantize"),
         )
@@ -194,6 +198,21 @@ def compress(
 
 def _silent(stage: str, done: int, total: int, text: str = "") -> None:
     pass
+
+
+def _prepare(recipe: Recipe) -> tuple[Target, DenoiserModel, DenoiserModel | None]:
+    """The target, the model and its teacher, once everything that a recipe can say wrong about them is refused."""
+    target = targets.get(recipe.target)
+    if (missing := target.available()) is not None:
+        raise MissingExtraError.needs(f"--target {target.name}", missing, target.extra)
+    if recipe.precision not in target.precisions:
+        raise RecipeError(
+            f"precision {recipe.precision!r}: target {target.name} exports {', '.join(target.precisions)}"
+        )
+    _check_names(recipe)
+    original, teacher = _models(recipe)
+    _check_tile(recipe.tile, original)
+    return target, original, teacher
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -218,6 +237,8 @@ def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     source = recipe.weights or recipe.model
     # A file that edgekit wrote knows its own widths; any other holds weights of the model named.
     original = checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else recipe.model)
+    if recipe.model in names():
+        _check_fits(original, recipe.model, str(source))
     if recipe.teacher in _NO_TEACHER_FILE:
         return original, _NO_TEACHER_FILE[recipe.teacher](original)
     teacher = checkpoints.load(recipe.teacher)
@@ -227,6 +248,19 @@ def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
             "choose another teacher, or --teacher none"
         )
     return original, teacher
+
+
+def _check_fits(loaded: DenoiserModel, name: str, source: str) -> None:
+    """Weights of another model would be compressed under the wrong name. Widths of one's own are no other model."""
+    named = create(name)
+    # Whether gray or colour is no part of the name.
+    widths = {**loaded.config(), "channels": None}
+    known = [n for n in names() if (m := create(n)).arch == loaded.arch and {**m.config(), "channels": None} == widths]
+    if loaded.arch != named.arch or (known and name not in known):
+        raise CheckpointError(
+            f"{source} holds weights of {known[0] if known else loaded.arch}, not of {name}: "
+            f"name the model they belong to, e.g. --model {known[0] if known else loaded.arch}"
+        )
 
 
 def _check_tile(tile: int, model: DenoiserModel) -> None:
@@ -244,7 +278,7 @@ def _original(run: _Run, original: DenoiserModel) -> StageRecord:
     """The record of the model as it came."""
     began = time.perf_counter()
     run.progress("original", 0, 1)
-    db = evaluate(original, run.images.tiles)
+    db = evaluate(original, run.images.tiles, run.images.sigmas)
     size = Size(original.macs_per_pixel(), original.parameter_count())
     run.progress("original", 1, 1)
     what = f"{run.recipe.model}, FP32"
@@ -341,7 +375,6 @@ def _manifest(
 ) -> Manifest:
     recipe = run.recipe
     default: Variant = lowered.variants[0]
-    weights = checkpoints.metadata(recipe.weights or recipe.model)
     return Manifest(
         name=Path(recipe.model).stem,
         target=run.target.name,
@@ -367,9 +400,17 @@ def _manifest(
         layers=lowered.layers,
         stages=tuple(record.to_dict() for record in records),
         recipe=recipe.model_dump(mode="json"),
-        licences={"weights": weights.get("licence", "not stated"), "data": run.images.licence},
+        licences=_licences(recipe) | {"data": run.images.licence},
         versions=_versions(),
     )
+
+
+def _licences(recipe: Recipe) -> dict[str, str]:
+    """The terms of what the weights were made from."""
+    origins = {"weights": recipe.weights or recipe.model}
+    if recipe.teacher not in _NO_TEACHER_FILE:
+        origins["teacher"] = recipe.teacher
+    return {role: checkpoints.metadata(origin).get("licence", "not stated") for role, origin in origins.items()}
 
 
 def _versions() -> dict[str, str]:

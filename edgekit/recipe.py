@@ -26,6 +26,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 EightBit = Annotated[float, Field(ge=0, le=255)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 def _parse_range(value: object) -> object:
@@ -45,7 +46,7 @@ SigmaRange = Annotated[tuple[EightBit, EightBit], BeforeValidator(_parse_range)]
 class Settings(BaseModel):
     """Base of every settings object: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class NoiseSettings(Settings):
@@ -101,11 +102,12 @@ class TrainSettings(Settings):
     balance_sigma: bool = False
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    # Steps of linear rise, here and in the other stages: at most a tenth of the run.
     warmup: Annotated[int, Field(ge=0)] = 500
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
-    seed: int = 0
+    seed: Seed = 0
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
     validate_every: PositiveInt = 2000
     # Stop when so many validations in a row brought no better PSNR, and keep the best weights; 0 never stops.
@@ -148,6 +150,8 @@ class DistillSettings(Settings):
     # The student cycles through so many batches, on which the teacher runs once.
     cache_batches: PositiveInt = 128
     loss: str = "l1"
+    # As in TrainSettings.
+    balance_sigma: bool = True
     # Weights of the distances to the teacher's output, to the clean image, and to the teacher's features.
     output_weight: Annotated[float, Field(ge=0)] = 0.5
     clean_weight: Annotated[float, Field(ge=0)] = 0.5
@@ -160,7 +164,7 @@ class DistillSettings(Settings):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
     precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
-    seed: int = 0
+    seed: Seed = 0
     save_every: PositiveInt = 500
 
 
@@ -176,6 +180,8 @@ class QuantizeSettings(Settings):
     warmup: Annotated[int, Field(ge=0)] = 20
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    # As in TrainSettings.
+    balance_sigma: bool = True
     # Weight of the distance to the float model's output, beside that to the clean image.
     teacher_weight: Annotated[float, Field(ge=0)] = 0.0
     save_every: PositiveInt = 200
@@ -204,7 +210,7 @@ class Recipe(Settings):
     max_drop: Annotated[float, Field(gt=0, le=20)] = 0.5
     # Height and width of the target's static input, in pixels.
     tile: Annotated[int, Field(ge=32, le=4096)] = 512
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     # The stages in detail. `steps`, where it is given, wins over theirs.
     pruning: PruneSettings = PruneSettings()
     distillation: DistillSettings = DistillSettings()
@@ -230,7 +236,7 @@ class Recipe(Settings):
 class TrainRecipe(Settings):
     """Everything that a training run does; `recipe.yaml` beside the trained weights holds it."""
 
-    model: str
+    model: Annotated[str, Field(json_schema_extra={"flag": "MODEL"})]
     # 1 (gray) or 3 (RGB); None is the model's own default.
     channels: Literal[1, 3] | None = None
     # A folder of clean images, or of pairs (noisy/ and clean/); None is the built-in set.
@@ -270,16 +276,16 @@ def load(cls: type[_S], path: Path | str | None, overrides: Mapping[str, Any]) -
     file = Path(path)
     settings = _read_yaml(file)
     # Alone first, so that an error in the file is blamed on the file; what it leaves to the flags may be missing.
-    make(cls, _merge(given, settings), where=str(file))
-    return make(cls, _merge(settings, given))
+    make(cls, merge(given, settings), where=str(file))
+    return make(cls, merge(settings, given))
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Settings by name, nested ones too; what is in `above` wins."""
     merged = dict(below)
     for name, value in above.items():
         nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = _merge(merged[name], value) if nested else value
+        merged[name] = merge(merged[name], value) if nested else value
     return merged
 
 

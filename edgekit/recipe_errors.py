@@ -25,6 +25,7 @@ _KINDS = {
     "dict_type": "settings by name",
     "model_type": "settings by name",
 }
+_LIMITS = {"minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"}
 _BOUNDS = {"greater_than", "greater_than_equal", "less_than", "less_than_equal"}
 
 
@@ -48,12 +49,14 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
         return RecipeError(f"{prefix}unknown setting {name!r}: expected one of {', '.join(names)}{hint}")
     if kind == "missing":
         flag = name.replace("_", "-")
-        return RecipeError(f"{prefix}{name} is missing: give it in the recipe or with --{flag} {flag.upper()}")
+        # The one setting that is an argument says so in its schema.
+        given = _node(cls, location).get("flag", f"--{flag} {flag.upper()}")
+        return RecipeError(f"{prefix}{name} is missing: give it in the recipe or with {given}")
     value = f"{prefix}{name} is {first['input']!r}"
     if kind == "value_error":
         # Settings that contradict each other have no place of their own.
         return RecipeError(f"{value if name else prefix.rstrip(': ')}: {first['ctx']['error']}".removeprefix(": "))
-    if kind in _BOUNDS:
+    if kind in _BOUNDS or (kind == "finite_number" and _LIMITS & _node(cls, location).keys()):
         return RecipeError(f"{value}: expected {_bounds(_node(cls, location))}")
     if kind == "literal_error":
         return RecipeError(f"{value}: expected {first['ctx']['expected']}")

@@ -17,8 +17,9 @@ def cosine(step: int, steps: int, peak: float, warmup: int = 0) -> float:
         step: 0 for the first step, at most `steps` - 1.
         steps: length of the run.
         peak: the highest rate, reached at the end of the warm-up.
-        warmup: steps of linear rise; a run that is shorter only rises.
+        warmup: steps of linear rise; at most a tenth of the run, so that a short trial learns, too.
     """
+    warmup = min(warmup, steps // 10)
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, steps - warmup)

@@ -39,14 +39,18 @@ class StageData:
     Attributes:
         batches: training batches by step number.
         tiles: held-out clean tiles for the stages' records, uint8 [K, H, W, C].
+        sigmas: noise levels of the stages' records, in 8-bit units: the standard ones that the recipe's range holds.
         golden: other held-out tiles, for the verdict; no stage sees them.
+        digest: equal for the same images, split alike.
         licence: under what terms the images come.
         skipped: images that were left out and why, a line each.
     """
 
     batches: Batches
     tiles: Images
+    sigmas: tuple[int, ...]
     golden: GoldenImages
+    digest: str
     licence: str
     skipped: tuple[str, ...]
 
@@ -72,7 +76,9 @@ def open_stage_data(recipe: Recipe, channels: int) -> StageData:
     return StageData(
         batches=batches(source, settings),
         tiles=np.stack([clean for clean, _ in seen]),
+        sigmas=_levels(recipe.sigma),
         golden=_golden(judged, recipe.sigma),
+        digest=source.digest,
         licence=source.licence,
         skipped=source.skipped,
     )
@@ -96,6 +102,12 @@ def _grid(picture: Picture, rng: np.random.Generator) -> list[tuple[Images, Imag
     return [(clean[cells[i]], None if noisy is None else noisy[cells[i]]) for i in rng.permutation(len(cells))]
 
 
+def _levels(sigma: tuple[float, float]) -> tuple[int, ...]:
+    """The levels that the field reports, as far as they lie in the range; its upper end where none does."""
+    low, high = sigma
+    return tuple(s for s in SIGMAS if low <= s <= high) or (round(high),)
+
+
 def _golden(pairs: list[tuple[Images, Images | None]], sigma: tuple[float, float]) -> GoldenImages:
     clean = np.stack([c for c, _ in pairs])
     given = [n for _, n in pairs if n is not None]
@@ -104,7 +116,7 @@ def _golden(pairs: list[tuple[Images, Images | None]], sigma: tuple[float, float
         noisy = np.stack(given)
         level = float(np.sqrt(np.mean((noisy.astype(np.float64) - clean) ** 2)))
         return GoldenImages(noisy, clean, np.full(len(clean), np.clip(level, low, high), np.float32))
-    levels = [float(s) for s in SIGMAS if low <= s <= high] or [high]
+    levels = _levels(sigma)
     # Another seed than the stage records'.
     noisy = np.concatenate([noisy_tiles(clean, level, seed=1) for level in levels])
     return GoldenImages(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.compress.record import Size, StageRecord
-from edgekit.errors import RecipeError
+from edgekit.errors import OutputExistsError, RecipeError
 from edgekit.models import DenoiserModel, checkpoints
 from edgekit.recipe import Recipe
 
@@ -20,22 +21,32 @@ class Workspace:
     Args:
         folder: created if it is not there.
         recipe: what the run does; a folder that belongs to another recipe is not resumed.
+        inputs: digests of what the recipe only names, e.g. {"images": "..."}; they count as settings.
         resume: go on with what is there; otherwise start over.
-    Raises: RecipeError: resume, but the folder belongs to other settings.
+        force: throw away what an unfinished run left, when it is not resumed.
+    Raises:
+        RecipeError: resume, but the folder belongs to other settings, weights or images.
+        OutputExistsError: an unfinished run is there, and neither `resume` nor `force` is given.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, *, resume: bool) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, inputs: Mapping[str, str], *, resume: bool, force: bool = False
+    ) -> None:
         self.folder = folder
-        text = recipe.model_dump_json(indent=1)
+        text = json.dumps({**recipe.model_dump(mode="json"), "inputs": dict(inputs)}, indent=1)
         stated = folder / _RECIPE
         if resume and stated.exists():
             if stated.read_text() != text:
                 changed = _differences(json.loads(stated.read_text()), json.loads(text))
                 raise RecipeError(
                     f"cannot resume {folder}: it was begun with other settings ({changed}); "
-                    "use the same settings, or leave out --resume to start over"
+                    "use the same settings, or start over with --force"
                 )
             return
+        if not (resume or force) and any(folder.glob("*.safetensors")) | any(folder.glob("*.ckpt")):
+            raise OutputExistsError(
+                f"{folder} holds an unfinished run: go on with --resume, or throw it away with --force"
+            )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         checkpoints.write_atomically(stated, text.encode())
@@ -78,5 +89,14 @@ def read_record(stored: dict[str, object]) -> StageRecord:
 
 
 def _differences(before: dict[str, object], now: dict[str, object]) -> str:
+    before, now = _flat(before), _flat(now)
     names = [n for n in now if before.get(n) != now[n]]
     return ", ".join(f"{n}: {before.get(n)} then, {now[n]} now" for n in names[:3]) or "an older edgekit"
+
+
+def _flat(settings: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings under dotted names, which a message can name one by one."""
+    flat: dict[str, object] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

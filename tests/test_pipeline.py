@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ pytest.importorskip("litert_torch")
 from edgekit import pipeline
 from edgekit.bundle import reader
 from edgekit.bundle.reader import Bundle
-from edgekit.errors import OutputExistsError, RecipeError, UnknownNameError
+from edgekit.errors import CheckpointError, DataError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints, create
 from edgekit.recipe import Recipe, load_recipe
+from edgekit.stage_data import open_stage_data
 
 SMALL: dict[str, object] = {
     "pruning": {"batches": 2},
@@ -127,6 +129,58 @@ def test_resuming_with_other_settings_is_refused(weights: Path, tmp_path: Path) 
         pipeline.compress(recipe(weights), out=tmp_path, progress=stop_at("original", 0))
     with pytest.raises(RecipeError, match=r"other settings \(seed: 0 then, 1 now\)"):
         pipeline.compress(recipe(weights, seed=1), out=tmp_path, resume=True)
+
+
+def test_resuming_with_other_images_is_refused(weights: Path, data: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(data, images)
+    with pytest.raises(StoppedError):
+        pipeline.compress(recipe(weights, data=images), out=tmp_path, progress=stop_at("distill", 2))
+    (images / "3.png").unlink()
+    with pytest.raises(RecipeError, match=r"other settings \(inputs\.images' digest"):
+        pipeline.compress(recipe(weights, data=images), out=tmp_path, resume=True)
+
+
+def test_an_unfinished_run_is_thrown_away_only_when_asked(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        pipeline.compress(recipe(weights), out=tmp_path, progress=stop_at("distill", 2))
+    (work,) = tmp_path.iterdir()
+    left = {path.name: path.read_bytes() for path in work.iterdir()}
+    with pytest.raises(OutputExistsError, match="unfinished run: go on with --resume, or throw it away with --force"):
+        pipeline.compress(recipe(weights), out=tmp_path)
+    assert {path.name: path.read_bytes() for path in work.iterdir()} == left
+    with pytest.raises(StoppedError):
+        pipeline.compress(recipe(weights), out=tmp_path, force=True, progress=stop_at("original", 0))
+    assert [path.name for path in work.iterdir()] == ["recipe.json"]
+
+
+def test_figures_stay_within_the_range_of_noise(weights: Path) -> None:
+    assert open_stage_data(recipe(weights, sigma="0:20"), 3).sigmas == (5, 15)
+    assert open_stage_data(recipe(weights, sigma="0:3"), 3).sigmas == (3,)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    for name, expected in (("dsunet-m", "dsunet-m"), ("ffdnet-gray", "ffdnet-gray")):
+        checkpoints.save(path, create(name))
+        with pytest.raises(CheckpointError, match=rf"mine.safetensors holds weights of {expected}, not of dsunet-n: "):
+            pipeline.plan(recipe(path))
+
+
+def test_a_dry_run_refuses_what_a_run_would(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        pipeline.plan(recipe(weights, data=tmp_path / "none"))
+    with pytest.raises(RecipeError, match="--tile 64"):
+        pipeline.plan(recipe(weights, tile=66))
+
+
+def test_force_replaces_nothing_but_a_bundle_and_says_so_first(weights: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "dsunet-n-tflite.edgekit"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years")
+    with pytest.raises(OutputExistsError, match="is no bundle"):
+        pipeline.compress(recipe(weights), out=tmp_path, force=True, progress=stop_at("original", 0))
+    assert (mine / "thesis.tex").read_text() == "years"
 
 
 def test_an_existing_bundle_is_kept(bundle: Bundle, weights: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import MissingExtraError, RecipeError
-from edgekit.recipe import Recipe, TrainSettings, load, load_recipe
+from edgekit.recipe import Recipe, TrainRecipe, TrainSettings, load, load_recipe, make
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -40,6 +40,10 @@ def test_sigma_may_be_written_as_on_the_command_line(given: Any, sigma: tuple[fl
         ({"tile": 1.5}, "tile is 1.5: expected a whole number"),
         ({"tile": 8}, "tile is 8: expected a whole number from 32 to 4096"),
         ({"max_drop": float("nan")}, "max_drop is nan: expected a number above 0 and at most 20"),
+        (
+            {"distillation": {"learning_rate": float("inf")}},
+            "distillation.learning_rate is inf: expected a number above 0",
+        ),
         ({"seed": -1}, "seed is -1: expected a whole number at least 0 and below 4294967296"),
         ({"data": 3}, "data is 3: expected a path"),
         ({"quantization": {"learning_rate": 0}}, "quantization.learning_rate is 0: expected a number above 0"),
@@ -122,3 +126,10 @@ def test_training_settings_come_from_yaml_too(tmp_path: Path) -> None:
     file.write_text("noise: {sigm: [5, 50]}\n")
     with pytest.raises(RecipeError, match=r"unknown setting 'noise.sigm': .* \(did you mean 'sigma'\?\)"):
         load(TrainSettings, file, {})
+
+
+def test_a_training_recipe_names_the_argument_that_is_missing() -> None:
+    with pytest.raises(RecipeError, match="^model is missing: give it in the recipe or with MODEL$"):
+        make(TrainRecipe, {})
+    with pytest.raises(RecipeError, match="train.seed is -1: expected a whole number"):
+        make(TrainRecipe, {"model": "dsunet-n", "train": {"seed": -1}})

@@ -18,8 +18,11 @@ def test_the_rate_rises_to_its_peak_and_falls_to_a_ten_thousandth() -> None:
     assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
-def test_a_run_shorter_than_its_warm_up_only_rises() -> None:
-    assert [cosine(step, 2, 1.0, warmup=4) for step in range(2)] == [0.25, 0.5]
+def test_a_warm_up_takes_at_most_a_tenth_of_the_run() -> None:
+    rates = [cosine(step, 40, 1.0, warmup=500) for step in range(40)]
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rates[-1] < 0.01
+    assert cosine(0, 2, 1.0, warmup=4) == 1.0
 
 
 def test_the_average_forgets_the_start_first_and_then_decays() -> None:

@@ -14,6 +14,7 @@ from edgekit.errors import EdgekitError
 from edgekit.extras import EXTRAS, pip_line
 
 OK, FAIL, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_NO_MEMORY = "error: out of memory: use a smaller --tile (compress) or --batch (train), or close other programs"
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -40,13 +41,18 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return _say(f"error: this command needs {library}, which is not installed: {pip_line(EXTRAS[library])}")
     except MemoryError:
-        return _say("error: out of memory: use a smaller --tile or fewer --threads, or close other programs")
+        return _say(_NO_MEMORY)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             place = f" while writing {error.filename}" if error.filename else ""
             return _say(f"error: disk full{place}: free some space or choose another --out")
         where = f"{error.filename}: " if error.filename else ""
         return _say(f"error: {where}{error.strerror or error}")
+    except RuntimeError as error:
+        # What torch raises when an allocation fails, on a CPU and on a GPU.
+        if not any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")):
+            raise
+        return _say(_NO_MEMORY)
     except Exception as error:
         # Usage errors: their base class is click's in older releases of typer and typer's own in newer ones.
         if not hasattr(error, "format_message"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from edgekit.compress.batches import Batches, Progress
 from edgekit.compress.evaluate import evaluate
 from edgekit.compress.features import FeatureLoss, tapped
 from edgekit.compress.lessons import OUTPUT, Lesson, Lessons, Taught, fingerprint, teach
-from edgekit.compress.record import Size, StageRecord
+from edgekit.compress.record import SIGMAS, Size, StageRecord
 from edgekit.compress.steps import Checkpoint, finite
 from edgekit.errors import RecipeError, UnknownNameError
 from edgekit.losses import LOSSES, weighted
@@ -33,6 +33,7 @@ def distill(
     batches: Batches,
     tiles: NDArray[np.uint8],
     *,
+    sigmas: Sequence[int] = SIGMAS,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     cache: Path | None = None,
@@ -47,6 +48,7 @@ def distill(
         teacher: untouched; None trains on the clean images alone.
         batches: the noisy images to train on.
         tiles: held-out clean images to judge by, uint8 [K, H, W, C].
+        sigmas: noise levels that the record's dB are for, in 8-bit units.
         progress: told the teacher's batches and the student's steps that are done, of both together.
         checkpoint: file to resume from when it exists, and to save to every `settings.save_every` steps.
         cache: file that keeps the teacher's outputs; a file of another teacher or other batches is written anew.
@@ -59,7 +61,7 @@ def distill(
     """
     _validate(student, teacher, settings)
     began = time.perf_counter()
-    before = evaluate(student, tiles)
+    before = evaluate(student, tiles, sigmas)
     trained = copy.deepcopy(student)
     losses = _train(trained, teacher, settings, batches, progress or _silent, checkpoint, cache)
     trained.train(student.training)
@@ -70,7 +72,7 @@ def distill(
         before=size,
         after=size,
         db_before=before,
-        db_after=evaluate(trained, tiles),
+        db_after=evaluate(trained, tiles, sigmas),
         seconds=time.perf_counter() - began,
         details={"settings": settings.model_dump(), "teacher": teacher.arch if teacher else None, "losses": losses},
     )
@@ -189,10 +191,11 @@ class _Learner:
             if self._imitation is not None:
                 loss = settings.feature_weight * self._imitation(features, taught)
         mix = {settings.loss: 1.0}
+        balance = sigma if settings.balance_sigma else None
         if settings.clean_weight:
-            loss = loss + settings.clean_weight * weighted(mix, output, clean, sigma)
+            loss = loss + settings.clean_weight * weighted(mix, output, clean, balance)
         if settings.output_weight and OUTPUT in taught:
-            loss = loss + settings.output_weight * weighted(mix, output, taught[OUTPUT], sigma)
+            loss = loss + settings.output_weight * weighted(mix, output, taught[OUTPUT], balance)
         return loss
 
     def finish(self) -> None:

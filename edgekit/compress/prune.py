@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgekit.compress.batches import Batch, Batches, Progress
 from edgekit.compress.channels import Channels, rebuild
 from edgekit.compress.evaluate import evaluate
-from edgekit.compress.record import Size, StageRecord
+from edgekit.compress.record import SIGMAS, Size, StageRecord
 from edgekit.errors import RecipeError, TrainingError
 from edgekit.losses import weighted
 from edgekit.models.base import DenoiserModel
@@ -27,6 +27,8 @@ def prune(
     batches: Batches,
     tiles: NDArray[np.uint8],
     progress: Progress | None = None,
+    *,
+    sigmas: Sequence[int] = SIGMAS,
 ) -> tuple[DenoiserModel, StageRecord]:
     """Remove a share of the model's multiply-accumulates by removing channels; nothing is trained.
 
@@ -39,6 +41,7 @@ def prune(
         batches: the noisy images to score on; the first `settings.batches` are drawn.
         tiles: held-out clean images to judge by, uint8 [K, H, W, C].
         progress: told the share of the work that is done, of 100.
+        sigmas: noise levels that the record's dB are for, in 8-bit units.
     Returns: a new, smaller model of the same architecture, and the record.
     Raises:
         RecipeError: a ratio outside 0..0.9, or more than the widths allow; a model with nothing to remove.
@@ -64,8 +67,8 @@ def prune(
         what=f"removed {removed:.1%} of the MACs by {settings.criterion} score",
         before=sizes[0],
         after=sizes[1],
-        db_before=evaluate(model, tiles),
-        db_after=evaluate(pruned, tiles),
+        db_before=evaluate(model, tiles, sigmas),
+        db_after=evaluate(pruned, tiles, sigmas),
         seconds=time.perf_counter() - began,
         details={
             "settings": settings.model_dump(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from edgekit.compress.batches import Batches, Progress
 from edgekit.compress.evaluate import evaluate
+from edgekit.compress.lessons import fingerprint
 from edgekit.compress.program import QuantizedProgram
-from edgekit.compress.record import Size, StageRecord
+from edgekit.compress.record import SIGMAS, Size, StageRecord
 from edgekit.compress.scheme import Scheme
 from edgekit.compress.steps import Checkpoint, finite
 from edgekit.errors import TrainingError
@@ -31,6 +33,7 @@ def quantize(
     tiles: NDArray[np.uint8],
     *,
     sigma_range: tuple[float, float],
+    sigmas: Sequence[int] = SIGMAS,
     progress: Progress,
     checkpoint: Path | None = None,
 ) -> tuple[QuantizedProgram, StageRecord]:
@@ -43,20 +46,22 @@ def quantize(
         batches: training batches by step number.
         tiles: held-out clean images for the record's dB, uint8 [K, H, W, C].
         sigma_range: noise range in 0..1.
+        sigmas: noise levels that the record's dB are for, in 8-bit units.
         checkpoint: file to resume from when it exists, and to save to every `settings.save_every` steps.
     Raises: TrainingError: the loss became NaN; the last good checkpoint is kept.
     """
     began = time.perf_counter()
     teacher = model.eval()
-    before = evaluate(teacher, tiles)
+    before = evaluate(teacher, tiles, sigmas)
     program = QuantizedProgram(model, scheme, sigma_range)
     _observe(program, settings, batches)
-    calibrated = evaluate(program, tiles)
+    calibrated = evaluate(program, tiles, sigmas)
     after = calibrated
     if settings.steps:
-        run = f"{scheme} {settings.model_dump_json()}"
+        first = [batches(step) for step in range(settings.calibration_batches)]
+        run = fingerprint(first, model, scheme=str(scheme), **settings.model_dump())
         _learn(program, teacher, settings, batches, progress, Checkpoint(checkpoint, run))
-        after = evaluate(program, tiles)
+        after = evaluate(program, tiles, sigmas)
     size = Size(model.macs_per_pixel(), model.parameter_count())
     how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"
     record = StageRecord(
@@ -111,15 +116,19 @@ def _learn(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = cosine(step, settings.steps, peak, settings.warmup)
         output = program(batch.noisy, batch.sigma)
-        loss = weighted({"l1": 1.0}, output, batch.clean, batch.sigma)
+        balance = batch.sigma if settings.balance_sigma else None
+        loss = weighted({"l1": 1.0}, output, batch.clean, balance)
         if settings.teacher_weight:
             taught = _teach(teacher, batch.noisy, batch.sigma)
-            loss = loss + settings.teacher_weight * weighted({"l1": 1.0}, output, taught, batch.sigma)
+            loss = loss + settings.teacher_weight * weighted({"l1": 1.0}, output, taught, balance)
         rate = optimizer.param_groups[0]["lr"]
         value = finite(loss, "loss", stage="quantize", step=step, rate=rate, checkpoint=checkpoint)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+        # Ranges are not clipped: a few scalars, each with a rate of its own kind.
+        norm = norm + torch.nn.utils.get_total_norm([p.grad for p in ranges if p.grad is not None])
+        finite(norm, "gradient", stage="quantize", step=step, rate=rate, checkpoint=checkpoint)
         optimizer.step()
         average.update(step)
         done = step + 1

@@ -102,6 +102,11 @@ class ImageSource:
         return self.training[0].paired
 
     @property
+    def digest(self) -> str:
+        """sha256 of the clean images' digests: equal for the same images, split alike."""
+        return hashlib.sha256("".join(p.digest for p in (*self.training, *self.held_out)).encode()).hexdigest()
+
+    @property
     def channels(self) -> int:
         """1 (gray) or 3 (RGB)."""
         return self.training[0].shape[2]
@@ -131,12 +136,7 @@ def open_images(
         from edgekit.train.builtin import builtin
 
         return builtin(channels=channels, patch=patch, seed=seed)
-    folder = Path(data)
-    if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "does not exist"
-        raise DataError(
-            f"data folder {str(data)!r} {problem}: expected a folder of clean images, or of noisy/ and clean/"
-        )
+    folder = check_folder(data)
     if (folder / "noisy").is_dir():
         from edgekit.train.pairs import pairs
 
@@ -153,6 +153,17 @@ def open_images(
     pictures, skipped = _read_all(found, folder, patch)
     training, held_out = split(pictures, validation_share)
     return ImageSource(str(data), training, held_out, tuple(skipped))
+
+
+def check_folder(data: str | os.PathLike[str]) -> Path:
+    """The data folder as a path. Raises: DataError: there is none."""
+    folder = Path(data)
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise DataError(
+            f"data folder {str(data)!r} {problem}: expected a folder of clean images, or of noisy/ and clean/"
+        )
+    return folder
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -173,20 +184,21 @@ def pixel_digest(image: Image) -> str:
 
 
 def split(pictures: Sequence[Picture], share: float) -> tuple[tuple[Picture, ...], tuple[Picture, ...]]:
-    """(training, held out): the share of pictures with the smallest digests is held out.
+    """(training, held out): the share of clean images with the smallest digests is held out.
 
-    Raises: DataError: one picture alone cannot be split.
+    Raises: DataError: one clean image alone cannot be split.
     """
     if share == 0:
         return tuple(pictures), ()
-    if len(pictures) < 2:
+    # Pairs may show a scene more than once, under one clean image: a scene is on one side or the other.
+    scenes = sorted({picture.digest for picture in pictures})
+    if len(scenes) < 2:
         raise DataError(
             f"only one usable image ({pictures[0].name}): at least 2 are needed, one of them held out to judge by; "
             "add images, or set validation_share to 0"
         )
-    count = min(len(pictures) - 1, max(1, round(share * len(pictures))))
-    held_out = sorted(pictures, key=lambda picture: picture.digest)[:count]
-    chosen = {picture.digest for picture in held_out}
+    chosen = set(scenes[: min(len(scenes) - 1, max(1, round(share * len(scenes))))])
+    held_out = sorted((p for p in pictures if p.digest in chosen), key=lambda picture: (picture.digest, picture.name))
     return tuple(p for p in pictures if p.digest not in chosen), tuple(held_out)
 
 

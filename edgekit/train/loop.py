@@ -7,7 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from edgekit import losses
 from edgekit.batch import Batch
-from edgekit.errors import RecipeError, ShapeError, TrainingError
+from edgekit.errors import CheckpointError, RecipeError, ShapeError, TrainingError
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import TrainSettings
 from edgekit.schedule import cosine
@@ -29,7 +30,7 @@ from edgekit.train.images import ImageSource
 from edgekit.train.journal import Journal
 from edgekit.train.sampling import batches, prefetched
 from edgekit.train.state import FILE, load_state, save_state
-from edgekit.train.validation import denoise, evaluate, to_tensor, validation_levels
+from edgekit.train.validation import denoise, evaluate, sample, validation_levels
 
 # Settings that change what is written when, not what is learned: a resumed run may have others.
 _FREE = {"save_every", "tensorboard"}
@@ -50,6 +51,7 @@ def fit(
     teacher: DenoiserModel | None = None,
     progress: Progress | None = None,
     identity: Mapping[str, str] | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> DenoiserModel:
     """Train a model, or go on with the run that `folder` holds.
 
@@ -64,6 +66,7 @@ def fit(
         teacher: a better model; its output is a share `teacher_weight` of the target.
         progress: called after every step.
         identity: what else the run depends on, by name; a run with another identity is not resumed.
+        on_start: called on the first process, once all have found that the run can begin.
     Returns: the averaged model, in eval mode on the CPU; with `patience`, as it was at its best validation.
     Raises:
         RecipeError: settings that do not fit the model or each other, or not the run that is resumed.
@@ -74,7 +77,7 @@ def fit(
     fabric = _fabric(settings)
     torch.manual_seed(settings.seed)
     run = _Run(fabric, model, source, settings, folder, teacher, identity or {})
-    return run.train(progress)
+    return run.train(progress, on_start)
 
 
 def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, teacher: DenoiserModel | None) -> None:
@@ -115,13 +118,15 @@ def _fabric(settings: TrainSettings) -> Fabric:
     # Its messages about what it chose would interrupt the progress bar; warnings still come through.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
-        fabric = Fabric(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            num_nodes=settings.num_nodes,
-            strategy=settings.strategy,
-            precision=settings.precision,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*fp16 is not supported on CPU")  # refused below
+            fabric = Fabric(
+                accelerator=settings.accelerator,
+                devices=settings.devices,
+                num_nodes=settings.num_nodes,
+                strategy=settings.strategy,
+                precision=settings.precision,
+            )
     except (ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(
@@ -129,6 +134,9 @@ def _fabric(settings: TrainSettings) -> Fabric:
             f"precision {settings.precision!r} do not work here: {reason}"
         ) from error
     fabric.launch()
+    if settings.precision == "16-mixed" and fabric.device.type == "cpu":
+        # Fabric would take bfloat16 instead, and the recipe would say otherwise.
+        raise RecipeError("precision is '16-mixed', which needs a GPU: expected bf16-mixed or 32-true on a CPU")
     return fabric
 
 
@@ -158,14 +166,16 @@ class _Run:
             self.teacher = teacher.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.teacher.eval().requires_grad_(False)
         self.identity = _identity(model, source, settings, teacher, fabric) | dict(identity)
-        self.step = 0
+        self.step, self.rate = 0, 0.0
         # Of the steps since the last record; of the validations so far.
         self.loss_sum, self.loss_count = 0.0, 0
         self.best: dict[str, Any] = {"psnr": -math.inf, "step": 0, "waited": 0, "weights": None}
 
-    def train(self, progress: Progress | None) -> DenoiserModel:
+    def train(self, progress: Progress | None, on_start: Callable[[], None] | None) -> DenoiserModel:
         self.resume()
         first = self.fabric.is_global_zero
+        if first and on_start:
+            on_start()
         journal = Journal(self.folder, self.step, self.settings.tensorboard) if first else None
         began = time.perf_counter() - (journal.seconds if journal else 0)
         accumulate, total = self.settings.accumulate, self.settings.steps
@@ -188,7 +198,13 @@ class _Run:
 
     def resume(self) -> None:
         state = load_state(self.folder, self.identity)
-        self.fabric.barrier()
+        found = -1 if state is None else int(state["step"])
+        steps = torch.as_tensor(self.fabric.all_gather(torch.tensor([found], device=self.fabric.device)))
+        if bool((steps != found).any()):
+            raise CheckpointError(
+                f"process {self.fabric.global_rank} found step {found} in {self.folder / FILE}, another one found "
+                "another: expected one folder on a disk that every node sees; name it with --out"
+            )
         if state is None:
             return
         self.model.load_state_dict(state["model"])
@@ -221,7 +237,7 @@ class _Run:
     def one_step(self, parts: list[Batch]) -> float:
         """One optimiser step on the batches given, whose losses are averaged. Returns the loss."""
         settings = self.settings
-        rate = cosine(self.step, settings.steps, settings.learning_rate, settings.warmup)
+        rate = self.rate = cosine(self.step, settings.steps, settings.learning_rate, settings.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["factor"]
         self.optimizer.zero_grad(set_to_none=True)
@@ -280,6 +296,7 @@ class _Run:
         saves = last or step % settings.save_every == 0
         if validates or saves:
             record: dict[str, Any] = {"step": step, "loss": self.loss_sum / self.loss_count}
+            record["learning_rate"] = self.rate
             self.loss_sum, self.loss_count = 0.0, 0
             if validates:
                 record |= self.validate(journal)
@@ -320,11 +337,11 @@ class _Run:
     def show(self, journal: Journal) -> None:
         if not self.settings.tensorboard:
             return
-        batch = batches(self.source, self.settings)(0)
-        output = denoise(self.average.model, batch.noisy[:1], batch.sigma[:1], self.fabric.autocast)
-        journal.images("noisy, denoised, clean", [batch.noisy[:1], output, batch.clean[:1]], self.step)
-        clean = to_tensor(self.source.held_out[0].pixels()[0])
-        journal.images("held out", [clean], self.step)
+        added = self.settings.noise
+        sigma = 25.0 if added.model == "gaussian" and added.sigma[0] <= 25 <= added.sigma[1] else None
+        clean, noisy, level = sample(self.source.held_out[0], sigma, added)
+        output = denoise(self.average.model, noisy, level, self.fabric.autocast)
+        journal.images("held out: noisy, denoised, clean", [noisy, output, clean], self.step)
 
 
 def _identity(
@@ -332,14 +349,13 @@ def _identity(
 ) -> dict[str, str]:
     """What decides the weights that a run ends in, by name, for the message when it differs."""
     chosen = settings.model_dump(mode="json")
-    images = hashlib.sha256("".join(p.digest for p in (*source.training, *source.held_out)).encode()).hexdigest()
     taught = "none"
     if teacher is not None:
         values = b"".join(value.cpu().float().numpy().tobytes() for value in teacher.state_dict().values())
         taught = f"{teacher.arch} {hashlib.sha256(values).hexdigest()[:12]}"
     return {
         "model": f"{model.arch} {json.dumps(model.config())}",
-        "set of images": f"{len(source.training)} of {images[:12]}",
+        "set of images": f"{len(source.training)} of {source.digest[:12]}",
         "teacher": taught,
         "number of processes": str(fabric.world_size),
         **{name: json.dumps(value) for name, value in chosen.items() if name not in _FREE},

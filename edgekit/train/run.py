@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from edgekit import models
 from edgekit._version import __version__
 from edgekit.errors import OutputExistsError
+from edgekit.models import checkpoints
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
 from edgekit.recipe import TrainSettings
@@ -24,7 +26,8 @@ from edgekit.train.state import FILE
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
-_OURS = (FILE, WEIGHTS, RECIPE, "log.jsonl")
+LOG = "log.jsonl"
+_OURS = (FILE, WEIGHTS, RECIPE, LOG)
 
 
 @dataclass(frozen=True)
@@ -102,15 +105,32 @@ def train(
             path.unlink(missing_ok=True)
     identity = {"starting weights": _digest(model) if weights is not None else "random"}
     recipe = _recipe(model_name, model, source, settings, weights, teacher)
-    trained = fit(model, source, settings, folder, teacher=tutor, progress=progress, identity=identity)
-    records = read_log(folder / "log.jsonl")
+    trained = fit(
+        model,
+        source,
+        settings,
+        folder,
+        teacher=tutor,
+        progress=progress,
+        identity=identity,
+        # Now, so that a run that is killed can be resumed by it.
+        on_start=lambda: write_atomically(folder / RECIPE, recipe.encode()),
+    )
+    records = read_log(folder / LOG)
     scores: dict[str, float] = {}
     for record in records:
         scores = {k: v for k, v in record.items() if k.startswith(("psnr", "ssim"))} or scores
-    header = {"licence": source.licence, "trained_on": source.name, "edgekit": __version__}
-    models.save(folder / WEIGHTS, trained, header)
-    write_atomically(folder / RECIPE, recipe.encode())
-    return Trained(trained, folder / WEIGHTS, records[-1]["step"], records[-1]["seconds"], scores)
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        terms = [source.licence, *(_licence(origin) for origin in (weights, teacher) if origin is not None)]
+        header = {"licence": "; ".join(dict.fromkeys(terms)), "trained_on": source.name, "edgekit": __version__}
+        models.save(folder / WEIGHTS, trained, header)
+    last: dict[str, Any] = records[-1] if records else {"step": settings.steps, "seconds": 0.0}
+    return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores)
+
+
+def _licence(origin: str | os.PathLike[str]) -> str:
+    """The terms of weights that a run started from, or learned from."""
+    return checkpoints.metadata(os.fspath(origin)).get("licence", f"{os.fspath(origin)}: not stated")
 
 
 def _recipe(

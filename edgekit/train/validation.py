@@ -62,6 +62,14 @@ def evaluate(
     return Quality(*(sum(values) / len(values) for values in zip(*scores, strict=True)))
 
 
+def sample(
+    picture: Picture, sigma: float | None = None, noise_settings: NoiseSettings | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `evaluate` shows a model of a picture, as a device sees it: clean and noisy [1, C, H, W], sigma [1]."""
+    (found,) = _samples([picture], sigma, noise_settings, True, 0)
+    return found
+
+
 def validation_levels(settings: NoiseSettings) -> tuple[float, ...]:
     """The standard sigmas that lie in the range a model is trained for; its upper end where none does."""
     low, high = settings.sigma

@@ -13,6 +13,7 @@ from edgekit.batch import Batch
 from edgekit.compress.quantize import quantize
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import TrainingError
+from edgekit.losses import weighted
 from edgekit.models import DenoiserModel, create, load
 from edgekit.recipe import QuantizeSettings
 
@@ -97,6 +98,41 @@ def test_activations_that_overflow_are_refused() -> None:
     torch.nn.init.constant_(model.tail.weight, 1e38)  # type: ignore[union-attr, arg-type]
     with pytest.raises(TrainingError, match="expected finite values"):
         run(model, steps=2)
+
+
+class _NaNGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return gradients[0] * float("nan")
+
+
+def test_a_gradient_that_is_nan_keeps_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "quantize.ckpt"
+    seen = []
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        seen.append(path.read_bytes() if path.exists() else b"")
+        loss = weighted(*arguments)
+        return loss if len(seen) < 3 else _NaNGradient.apply(loss)
+
+    monkeypatch.setattr("edgekit.compress.quantize.weighted", poisoned)
+    settings = QuantizeSettings(steps=4, calibration_batches=1, save_every=1)
+    with pytest.raises(TrainingError, match=r"quantize: the gradient became nan at step 2 .* good checkpoint is"):
+        quantize(
+            tiny(),
+            SCHEME,
+            settings,
+            batches,
+            photographs()[:5],
+            sigma_range=RANGE,
+            progress=silent,
+            checkpoint=path,
+        )
+    assert path.read_bytes() == seen[2]
 
 
 def test_a_loss_that_is_nan_stops_and_says_where() -> None:

@@ -238,9 +238,10 @@ def test_tensorboard_files(tiny_model: Tiny, leaves: ImageSource, quick: Quick, 
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     tags = events.Tags()
-    assert {"loss", "psnr_25", "ssim_25", "seconds"} <= set(tags["scalars"])
-    (image,) = events.Images("noisy, denoised, clean")
-    assert (image.width, image.height) == (3 * 32, 32)
+    assert {"loss", "learning_rate", "psnr_25", "ssim_25", "seconds"} <= set(tags["scalars"])
+    (image,) = events.Images("held out: noisy, denoised, clean")
+    height, width, _ = leaves.held_out[0].shape
+    assert (image.width, image.height) == (3 * width, height)
     (record,) = read_log(tmp_path / "log.jsonl")
     assert events.Scalars("loss")[0].value == pytest.approx(record["loss"])
 
@@ -265,6 +266,7 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
         ({"loss": {"l3": 1.0}}, UnknownNameError, "unknown loss 'l3': expected one of charbonnier, l1, mse"),
         ({"loss": {}}, RecipeError, r"loss is \{\}: expected weights"),
         ({"loss": {"l1": -1.0}}, RecipeError, "expected weights of at least 0"),
+        ({"precision": "16-mixed", "accelerator": "cpu"}, RecipeError, "needs a GPU: expected bf16-mixed or 32-true"),
         ({"patch": 30}, RecipeError, "patch is 30: the model dsunet takes multiples of 4"),
         ({"strategy": "fsdp"}, RecipeError, "strategy is 'fsdp': expected one that keeps the whole model"),
         ({"accelerator": "abacus"}, RecipeError, "accelerator 'abacus', devices 1, .* do not work here"),
@@ -291,7 +293,7 @@ def test_patience_needs_held_out_images(tiny_model: Tiny, leaves: ImageSource, q
     with pytest.raises(RecipeError, match="patience is 3, but no image is held out"):
         fit(tiny_model(), source, quick(patience=3), tmp_path)
     fit(tiny_model(), source, quick(steps=1), tmp_path)
-    assert set(read_log(tmp_path / "log.jsonl")[0]) == {"step", "loss", "seconds"}
+    assert set(read_log(tmp_path / "log.jsonl")[0]) == {"step", "loss", "learning_rate", "seconds"}
 
 
 def test_average_follows_its_formula(tiny_model: Tiny) -> None:

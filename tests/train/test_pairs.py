@@ -92,3 +92,20 @@ def test_no_pairs_at_all(tmp_path: Path) -> None:
     (tmp_path / "clean").mkdir()
     with pytest.raises(DataError, match="holds no images"):
         open_images(tmp_path)
+
+
+def test_a_scene_photographed_twice_is_held_out_whole(tmp_path: Path) -> None:
+    for i in range(6):
+        write(tmp_path / "noisy" / f"{i}.png", i)
+        write(tmp_path / "clean" / f"{i}.png", 10 + i // 2)
+    source = open_images(tmp_path, patch=32)
+    assert (len(source.training), len(source.held_out)) == (4, 2)
+    assert {p.digest for p in source.training}.isdisjoint(p.digest for p in source.held_out)
+
+
+def test_one_scene_cannot_be_split(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / "noisy" / f"{i}.png", i)
+        write(tmp_path / "clean" / f"{i}.png", 10)
+    with pytest.raises(DataError, match="only one usable image"):
+        open_images(tmp_path, patch=32)

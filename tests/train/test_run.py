@@ -14,7 +14,7 @@ import torch
 import yaml
 from PIL import Image as Pillow
 
-from edgekit import models
+from edgekit import api, models
 from edgekit.batch import Batch
 from edgekit.errors import CheckpointError, DataError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints
@@ -71,6 +71,7 @@ def test_resumed_files_are_the_same(folder: Path, quick: Quick, tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         train("dsunet-n", folder, quick(), tmp_path / "parts", progress=kill)
     assert not (tmp_path / "parts" / "model.safetensors").exists()
+    assert (tmp_path / "parts" / "recipe.yaml").read_bytes() == (tmp_path / "whole" / "recipe.yaml").read_bytes()
     resumed = train("dsunet-n", folder, quick(), tmp_path / "parts", resume=True)
     assert resumed.path.read_bytes() == whole.path.read_bytes()
 
@@ -116,6 +117,16 @@ def test_fine_tuning_starts_from_weights(folder: Path, quick: Quick, tmp_path: P
         torch.testing.assert_close(tuned.model.state_dict()[name], value, rtol=1e-4, atol=1e-6)
     with pytest.raises(RecipeError, match="another starting weights"):
         train("dsunet-n", folder, quick(steps=1, learning_rate=1e-9, ema=0.0), tmp_path / "tuned", resume=True)
+
+
+def test_weights_carry_the_terms_of_all_they_learned_from(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    start, teacher = tmp_path / "start.safetensors", tmp_path / "teacher.safetensors"
+    models.save(start, models.create("dsunet-n"), {"licence": "non-commercial"})
+    models.save(teacher, models.create("dsunet-n"))
+    trained = train("dsunet-n", folder, quick(steps=1), tmp_path / "run", weights=start, teacher=teacher)
+    assert checkpoints.metadata(trained.path)["licence"] == (
+        f"as the owner of the images states; non-commercial; {teacher}: not stated"
+    )
 
 
 def test_a_checkpoint_serves_as_weights(folder: Path, quick: Quick, tmp_path: Path) -> None:
@@ -184,3 +195,10 @@ def test_two_processes_train_one_model(
     expected = torch.load(tmp_path / "one" / "last.ckpt", weights_only=True)["model"]
     for name, value in state["model"].items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_short_forms_and_settings_are_merged(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    settings = quick(steps=1).model_dump() | {"noise": {"model": "poisson-gaussian"}}
+    api.train("dsunet-n", data=folder, sigma="0:25", settings=settings, out=tmp_path / "run")
+    noise = TrainRecipe.model_validate(yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())).train.noise
+    assert (noise.model, noise.sigma) == ("poisson-gaussian", (0.0, 25.0))
