@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from edgekit.compress.evaluate import noisy_tiles
 from edgekit.compress.record import SIGMAS
 from edgekit.errors import DataError
 from edgekit.recipe import NoiseSettings, Recipe, TrainSettings
-from edgekit.train.images import ImageSource, Picture, open_images
+from edgekit.train.images import ImageSource, Picture, open_images, split
 from edgekit.train.sampling import batches
 
 # Side of a tile in pixels, and how many of each kind: enough for 0.01 dB of repeatable figures, few enough to ship.
@@ -48,7 +49,7 @@ class StageData:
 
     batches: Batches
     tiles: Images
-    sigmas: tuple[int, ...]
+    sigmas: tuple[float, ...]
     golden: GoldenImages
     digest: str
     licence: str
@@ -65,7 +66,13 @@ def open_stage_data(recipe: Recipe, channels: int) -> StageData:
     # All as a device sees it: clipped and rounded.
     noise = NoiseSettings(sigma=recipe.sigma, device_share=1.0)
     settings = TrainSettings(batch=stage.batch, patch=stage.patch, seed=recipe.seed, noise=noise)
-    pairs = list(_tiles(source, recipe.seed))
+    pairs = list(islice(_tiles(source, recipe.seed), 2 * TILES))
+    share = 0.04
+    while len(pairs) < 2 and share < 0.5:
+        # Small images: hold out more of them.
+        training, held_out = split((*source.training, *source.held_out), share)
+        source = replace(source, training=training, held_out=held_out)
+        pairs, share = list(islice(_tiles(source, recipe.seed), 2 * TILES)), 2 * share
     if len(pairs) < 2:
         raise DataError(
             f"{source.name}: held-out images ({', '.join(p.name for p in source.held_out)}) give {len(pairs)} tiles of "
@@ -89,23 +96,25 @@ def _tiles(source: ImageSource, seed: int) -> Iterator[tuple[Images, Images | No
     rng = np.random.default_rng([seed, len(source.held_out)])
     grids = [_grid(picture, rng) for picture in source.held_out]
     while any(grids):
-        for grid in grids:
+        for picture, grid in zip(source.held_out, grids, strict=True):
             if grid:
-                yield grid.pop()
+                cell = grid.pop()
+                clean, noisy = picture.pixels()
+                # Copies: a view would keep the whole image in memory.
+                yield clean[cell].copy(), None if noisy is None else noisy[cell].copy()
 
 
-def _grid(picture: Picture, rng: np.random.Generator) -> list[tuple[Images, Images | None]]:
-    clean, noisy = picture.pixels()
-    rows, columns = (side // TILE for side in clean.shape[:2])
+def _grid(picture: Picture, rng: np.random.Generator) -> list[tuple[slice, slice]]:
+    rows, columns = (side // TILE for side in picture.shape[:2])
     places = [(TILE * r, TILE * c) for r in range(rows) for c in range(columns)]
     cells = [(slice(top, top + TILE), slice(left, left + TILE)) for top, left in places]
-    return [(clean[cells[i]], None if noisy is None else noisy[cells[i]]) for i in rng.permutation(len(cells))]
+    return [cells[i] for i in rng.permutation(len(cells))]
 
 
-def _levels(sigma: tuple[float, float]) -> tuple[int, ...]:
+def _levels(sigma: tuple[float, float]) -> tuple[float, ...]:
     """The levels that the field reports, as far as they lie in the range; its upper end where none does."""
     low, high = sigma
-    return tuple(s for s in SIGMAS if low <= s <= high) or (round(high),)
+    return tuple(s for s in SIGMAS if low <= s <= high) or (high,)
 
 
 def _golden(pairs: list[tuple[Images, Images | None]], sigma: tuple[float, float]) -> GoldenImages:

@@ -82,7 +82,7 @@ def read_record(stored: dict[str, object]) -> StageRecord:
     """A record from what `StageRecord.to_dict` made of it."""
     fields = dict(stored)
     for key in ("db_before", "db_after"):
-        fields[key] = {int(s): db for s, db in fields[key].items()}  # type: ignore[attr-defined]
+        fields[key] = {float(s): db for s, db in fields[key].items()}  # type: ignore[attr-defined]
     for key in ("before", "after"):
         fields[key] = Size(**fields[key])  # type: ignore[arg-type]
     return StageRecord(**fields)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -307,7 +307,7 @@ def test_compress_refuses_wrong_flags(edgekit: Terminal, tmp_path: Path, words: 
 def test_compress_never_overwrites_unless_forced(edgekit: Terminal, tmp_path: Path) -> None:
     (tmp_path / "dsunet-s-tflite.edgekit").mkdir()
     line = edgekit("compress", "--target", "tflite", "--out", tmp_path).error()
-    assert "dsunet-s-tflite.edgekit exists: use --force to replace it" in line
+    assert "dsunet-s-tflite.edgekit exists: give --force to replace it" in line
     assert files(tmp_path) == set()
 
 
@@ -332,10 +332,11 @@ def test_dry_run_shows_stages_settings_and_time_and_writes_nothing(
 def test_compress_ends_in_the_stages_and_the_verdict(
     edgekit: Terminal, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
 
     def compress(recipe: Recipe, **options: object) -> object:
         seen.update(recipe=recipe, **options)
+        seen["on_verdict"](check(bundle))
         return read(bundle)
 
     monkeypatch.setattr(pipeline, "compress", compress)

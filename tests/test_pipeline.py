@@ -19,6 +19,7 @@ from edgekit.errors import CheckpointError, DataError, OutputExistsError, Recipe
 from edgekit.models import checkpoints, create
 from edgekit.recipe import Recipe, load_recipe
 from edgekit.stage_data import open_stage_data
+from edgekit.train.images import open_images
 
 SMALL: dict[str, object] = {
     "pruning": {"batches": 2},
@@ -156,7 +157,36 @@ def test_an_unfinished_run_is_thrown_away_only_when_asked(weights: Path, tmp_pat
 
 def test_figures_stay_within_the_range_of_noise(weights: Path) -> None:
     assert open_stage_data(recipe(weights, sigma="0:20"), 3).sigmas == (5, 15)
-    assert open_stage_data(recipe(weights, sigma="0:3"), 3).sigmas == (3,)
+    for sigma, level in (("0:4.6", 4.6), ("12.5", 12.5), ("0:3", 3.0)):
+        images = open_stage_data(recipe(weights, sigma=sigma), 3)
+        assert images.sigmas == (level,)
+        assert images.golden.sigma.tolist() == [np.float32(level)] * len(images.golden.clean)
+
+
+def test_small_images_are_held_out_until_there_are_two_tiles(weights: Path, tmp_path: Path) -> None:
+    for k in range(8):
+        pixels = np.random.default_rng(k).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    images = open_stage_data(recipe(weights, data=tmp_path), 3)
+    assert len(images.tiles) == 1
+    judged = {tile.tobytes() for tile in images.golden.clean}
+    assert len(judged) == 1
+    assert images.tiles[0].tobytes() not in judged
+
+
+def test_what_judges_was_never_trained_on(weights: Path, data: Path) -> None:
+    images = open_stage_data(recipe(weights), 3)
+    source = open_images(data, patch=32)
+    shown = {tile.tobytes() for tile in (*images.tiles, *images.golden.clean)}
+    assert len(shown) == len(images.tiles) + len(set(map(bytes, images.golden.clean)))
+    for picture in source.training:
+        views = np.lib.stride_tricks.sliding_window_view(picture.pixels()[0], (96, 96, 3))[:, :, 0]
+        assert not shown & {views[r, c].tobytes() for r in range(views.shape[0]) for c in range(0, views.shape[1], 8)}
+
+
+def test_the_bundle_keeps_no_folder_of_its_maker(bundle: Bundle, data: Path) -> None:
+    assert bundle.manifest.recipe["data"] == data.name
+    assert str(data.parent) not in (bundle.folder / "manifest.json").read_text()
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ class Variant:
         name: "int8", "int8-uint8io", "fp16" or "fp32".
         file: path inside the bundle.
         engine: name of the engine family that runs it: "litert".
-        inputs, outputs: tensors in the file's order.
+        inputs, outputs: its tensors; an engine finds them by name.
     """
 
     name: str
@@ -47,6 +47,11 @@ class Variant:
     engine: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+
+    @property
+    def integer(self) -> bool:
+        """True when images enter as 8-bit integers: a fact and no name, for an engine holds the file to its dtypes."""
+        return any(spec.role == "image" and spec.dtype in ("int8", "uint8") for spec in self.inputs)
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class LayerReport:
         macs: multiply-accumulates per tile.
         dtype: what it computes in: "int8", "float32", ...
         delegated: True when the fast kernels (XNNPACK for LiteRT) took it.
-        sqnr: signal to quantization noise of its output on held-out tiles in dB (the lower, the guiltier), None if not
-            measured.
+        sqnr: signal to quantization noise of the output image on held-out tiles when this layer alone is quantized,
+            its input and weights, in dB (the lower, the guiltier); None if not measured.
     """
 
     name: str

@@ -79,7 +79,10 @@ class Model:
         opener = interpreter_class()
         options = {}
         if portable:
-            options["experimental_op_resolver_type"] = sys.modules[opener.__module__].OpResolverType.BUILTIN_REF
+            kinds = getattr(sys.modules[opener.__module__], "OpResolverType", None)
+            if kinds is None:
+                raise CannotTellError("this interpreter has no portable kernels: pip install -U ai-edge-litert")
+            options["experimental_op_resolver_type"] = kinds.BUILTIN_REF
         try:
             self.interpreter = opener(model_path=path, num_threads=1, **options)
             self.interpreter.allocate_tensors()
@@ -123,7 +126,10 @@ class Model:
                 limits = np.iinfo(dtype)
                 value = min(max(round(value / scale) + zero, limits.min), limits.max)
             self.interpreter.set_tensor(self.level["index"], np.full(tuple(self.level["shape"]), value, dtype))
-        self.interpreter.invoke()
+        try:
+            self.interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise CannotTellError(f"the interpreter failed: {error}") from error
         clean = self.interpreter.get_tensor(self.output["index"])[0]
         if clean.dtype == np.int8:
             return clean.view(np.uint8) ^ 0x80
@@ -186,10 +192,17 @@ def edited(manifest: dict[str, Any], golden: dict[str, Any], variant: dict[str, 
     return reasons
 
 
-def differs(golden: dict[str, Any], device: Any, model: Model, variant: str, default: str, slow: Any) -> str:
+def takes_integers(variant: dict[str, Any]) -> bool:
+    """Whether images enter as 8-bit integers."""
+    return any(t["role"] == "image" and t["dtype"] in ("int8", "uint8") for t in variant["inputs"])
+
+
+def differs(
+    golden: dict[str, Any], device: Any, model: Model, variant: dict[str, Any], default: dict[str, Any], slow: Any
+) -> str:
     """How the device's bytes are not what they must be; "" when they are. `slow` opens the portable kernels."""
-    integer = variant.startswith("int8")
-    host = variant == default or (integer and default.startswith("int8"))
+    integer = np.dtype(model.image["dtype"]).name in ("int8", "uint8")
+    host = variant["name"] == default["name"] or (integer and takes_integers(default))
     reference = golden["host"] if host else to_uint8(golden["fp32_compressed"])
     apart, close = int(np.abs(device.astype(int) - reference).max()), psnr(device, reference)
     if integer and host and model.kernels() == str(golden["kernels"]) == "xnnpack":
@@ -197,7 +210,9 @@ def differs(golden: dict[str, Any], device: Any, model: Model, variant: str, def
     allowed = OTHER_KERNELS_DB if integer else FLOAT_DB
     if close < allowed:
         return f"output is {close:.1f} dB from the {'host' if host else 'FP32 model'}'s, {allowed:g} required"
-    if integer and host and "portable" in golden:
+    if integer and host and apart:
+        if "portable" not in golden:
+            return "other kernels ran than the host's, and the bundle holds none to tell an altered file by: output"
         at, portable = golden["portable_at"], slow()
         again = np.stack([portable(golden["noisy"][k], float(golden["sigma"][k])) for k in at])
         if not np.array_equal(again, golden["portable"]):
@@ -231,7 +246,12 @@ def main(folder: Path, wanted: str | None = None) -> int:
             f"total drop {fp32 - here:.3f} dB, {allowed:g} dB allowed: compress with more --steps, less --prune"
         )
     found = differs(
-        golden, device, model, name, default, lambda: Model(folder, manifest, variants[name], portable=True)
+        golden,
+        device,
+        model,
+        variants[name],
+        variants[default],
+        lambda: Model(folder, manifest, variants[name], portable=True),
     )
     if found:
         reasons.append(f"{found}: the model file was altered, or this engine computes otherwise")
@@ -242,9 +262,17 @@ def main(folder: Path, wanted: str | None = None) -> int:
     return 1 if reasons else 0
 
 
+def run(folder: Path, wanted: str | None = None) -> int:
+    """`main`, where a field that is missing or of another kind is no verdict either."""
+    try:
+        return main(folder, wanted)
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        raise CannotTellError(f"the bundle in {folder} is not one that this script knows ({error!r})") from error
+
+
 if __name__ == "__main__":
     try:
-        sys.exit(main(Path(__file__).resolve().parent, sys.argv[1] if len(sys.argv) > 1 else None))
+        sys.exit(run(Path(__file__).resolve().parent, sys.argv[1] if len(sys.argv) > 1 else None))
     except CannotTellError as error:
         print(f"verify.py: {error}", file=sys.stderr)
         sys.exit(2)

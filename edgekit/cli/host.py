@@ -16,6 +16,7 @@ from edgekit.extras import needed
 
 if TYPE_CHECKING:
     from edgekit.recipe import Recipe
+    from edgekit.runtime.verdict import Verdict
 
 # Flags are passed on as text: the recipe checks them, so that a flag and a line of a recipe file get the same answer.
 Flag = str | None
@@ -93,14 +94,14 @@ def compress(
         with Bars() as bars:
             from edgekit import pipeline
 
-            bundle = pipeline.compress(loaded, out=out, force=force, resume=resume, progress=bars)
-        from edgekit.runtime.check import check
-
+            found: list[Verdict] = []
+            bundle = pipeline.compress(
+                loaded, out=out, force=force, resume=resume, progress=bars, on_verdict=found.append
+            )
         screen = show.console()
         screen.print(show.stages(bundle.manifest))
-        found = check(bundle.source)
-    show.verdict(screen, found, str(bundle.source))
-    raise typer.Exit(found.exit_code)
+    show.verdict(screen, found[-1], str(bundle.source))
+    raise typer.Exit(found[-1].exit_code)
 
 
 def train(

@@ -44,19 +44,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
 def stages(manifest: Manifest) -> Table:
     """What each stage did to the model: size, and dB at each noise level before and after."""
-    levels = sorted({int(s) for stage in manifest.stages for s in stage.get("db_after", {})})
+    levels = sorted({s for stage in manifest.stages for s in stage.get("db_after", {})}, key=float)
     columns = ["stage", "kMAC/px", "parameters", *(f"s{s}" for s in levels), "seconds", "what"]
     rows = [[*_stage(stage, levels)] for stage in manifest.stages]
     title = f"{manifest.name} for {manifest.target}: after each stage; s5 is dB at sigma 5, on held-out tiles"
     return table(columns, rows, title=title, right=",".join(columns[1:-1]))
 
 
-def _stage(stage: Mapping[str, Any], levels: Sequence[int]) -> Iterable[str]:
+def _stage(stage: Mapping[str, Any], levels: Sequence[str]) -> Iterable[str]:
     yield stage["stage"]
     yield f"{stage['after']['macs_per_pixel'] / 1e3:.2f}"
     yield f"{stage['after']['parameters']:,}"
     for level in levels:
-        value = stage["db_after"].get(str(level))
+        value = stage["db_after"].get(level)
         yield "" if value is None else f"{value:.2f}"
     yield f"{stage['seconds']:.0f}"
     yield stage["what"]

@@ -33,7 +33,7 @@ def distill(
     batches: Batches,
     tiles: NDArray[np.uint8],
     *,
-    sigmas: Sequence[int] = SIGMAS,
+    sigmas: Sequence[float] = SIGMAS,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
     cache: Path | None = None,

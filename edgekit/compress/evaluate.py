@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from edgekit.compress.record import SIGMAS
 from edgekit.errors import ShapeError
 from edgekit.models.base import DenoiserModel
 from edgekit.runtime.tiling import window
+from edgekit.runtime.verdict import decibels
 
 # Anything that maps (noisy float32 [N, C, H, W] in 0..1, sigma float32 [N] in 0..1) to the clean estimate.
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -36,8 +36,8 @@ def noisy_tiles(tiles: NDArray[np.uint8], sigma: float, seed: int = 0) -> NDArra
 
 
 def evaluate(
-    model: DenoiserModel | Denoise, tiles: NDArray[np.uint8], sigmas: Sequence[int] = SIGMAS, seed: int = 0
-) -> dict[int, float]:
+    model: DenoiserModel | Denoise, tiles: NDArray[np.uint8], sigmas: Sequence[float] = SIGMAS, seed: int = 0
+) -> dict[float, float]:
     """Measure PSNR on held-out tiles with seeded Gaussian noise, clipped and rounded on the way in and out.
 
     Args:
@@ -45,7 +45,7 @@ def evaluate(
             evaluation mode for the while; its weights and mode are as before afterwards.
         tiles: clean images, uint8 [K, H, W, C], of any size.
         sigmas: noise levels in 8-bit units.
-    Returns: mean PSNR over the tiles in dB, by sigma; infinite where every pixel is right.
+    Returns: mean PSNR over the tiles in dB, by sigma; a tile without a wrong pixel counts as `EQUAL_DB`.
     Raises: ShapeError: tiles of another rank or dtype, or that do not fit the model.
     """
     if tiles.ndim != 4 or tiles.dtype != np.uint8 or not len(tiles):
@@ -60,13 +60,12 @@ def evaluate(
             model.train(was_training)
 
 
-def _psnr(model: Denoise, tiles: NDArray[np.uint8], sigma: int, seed: int) -> float:
+def _psnr(model: Denoise, tiles: NDArray[np.uint8], sigma: float, seed: int) -> float:
     total = 0.0
     # One tile at a time: memory stays that of a tile, and the figure does not depend on a batch size.
     for clean, noisy in zip(tiles, noisy_tiles(tiles, sigma, seed), strict=True):
         output = np.rint(np.clip(denoise_whole(model, noisy, sigma), 0, 1) * 255.0)
-        mse = np.mean(np.square(output - clean.astype(np.float64)))
-        total += 10 * math.log10(255**2 / mse) if mse else math.inf
+        total += decibels(output.astype(np.uint8), clean)
     return total / len(tiles)
 
 

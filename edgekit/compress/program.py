@@ -22,10 +22,11 @@ from edgekit.models.base import DenoiserModel
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A convolution of the program: its module path and the fake quantizers of its input, weight and output."""
+    """A convolution of the program: its module path, the fake quantizers of its input, weight and output, its size."""
 
     name: str
     quantizers: tuple[FakeQuantizeBase, ...]
+    weights: int
 
 
 class QuantizedProgram:
@@ -87,7 +88,8 @@ class QuantizedProgram:
             quantizers = [modules[str(n.target)] for n in around if n.op == "call_module"]
             weight = node.args[1].args[0] if node.args[1].op == "call_module" else node.args[1]
             name = str(weight.target).removesuffix(".weight")
-            found.append(QuantizedLayer(name, tuple(q for q in quantizers if isinstance(q, FakeQuantizeBase))))
+            size = self.module.get_parameter(str(weight.target)).numel()
+            found.append(QuantizedLayer(name, tuple(q for q in quantizers if isinstance(q, FakeQuantizeBase)), size))
         return found
 
     def converted(self) -> GraphModule:

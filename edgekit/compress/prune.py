@@ -28,7 +28,7 @@ def prune(
     tiles: NDArray[np.uint8],
     progress: Progress | None = None,
     *,
-    sigmas: Sequence[int] = SIGMAS,
+    sigmas: Sequence[float] = SIGMAS,
 ) -> tuple[DenoiserModel, StageRecord]:
     """Remove a share of the model's multiply-accumulates by removing channels; nothing is trained.
 

@@ -33,7 +33,7 @@ def quantize(
     tiles: NDArray[np.uint8],
     *,
     sigma_range: tuple[float, float],
-    sigmas: Sequence[int] = SIGMAS,
+    sigmas: Sequence[float] = SIGMAS,
     progress: Progress,
     checkpoint: Path | None = None,
 ) -> tuple[QuantizedProgram, StageRecord]:
@@ -72,7 +72,7 @@ def quantize(
         db_before=before,
         db_after=after,
         seconds=time.perf_counter() - began,
-        details={"db_calibrated": {str(s): db for s, db in calibrated.items()}, "steps": settings.steps},
+        details={"db_calibrated": {f"{s:g}": db for s, db in calibrated.items()}, "steps": settings.steps},
     )
     return program, record
 

@@ -34,8 +34,8 @@ class StageRecord:
     what: str
     before: Size
     after: Size
-    db_before: dict[int, float]
-    db_after: dict[int, float]
+    db_before: dict[float, float]
+    db_after: dict[float, float]
     seconds: float
     details: dict[str, Any] = field(default_factory=dict)
 
@@ -43,5 +43,5 @@ class StageRecord:
         """As JSON holds it: sigmas become strings."""
         record = asdict(self)
         for key in ("db_before", "db_after"):
-            record[key] = {str(s): db for s, db in record[key].items()}
+            record[key] = {f"{s:g}": db for s, db in record[key].items()}
         return record

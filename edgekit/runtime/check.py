@@ -60,8 +60,8 @@ def check(path: str | os.PathLike[str], *, variant: str | None = None, threads: 
     with reader.read(path) as bundle, Denoiser.from_bundle(bundle, variant, threads) as denoiser:
         golden, engine = bundle.golden(), denoiser.engine
         device = _run(denoiser, golden.noisy, golden.sigma)
-        agreement = agree(golden, device, denoiser.variant.name, bundle.manifest.default_variant, engine.kernels)
-        if agreement.reference == "host" and not agreement.bit_exact:
+        agreement = agree(golden, device, denoiser.variant, default_of(bundle.manifest), engine.kernels)
+        if denoiser.variant.integer and agreement.reference == "host" and not agreement.bit_exact:
             agreement = replace(agreement, portable=_portable_agreement(bundle, denoiser.variant))
         return _verdict(bundle, denoiser.variant, device, agreement, _time(bundle, denoiser), engine)
 
@@ -69,9 +69,14 @@ def check(path: str | os.PathLike[str], *, variant: str | None = None, threads: 
 def recorded(bundle: Bundle) -> Verdict:
     """The verdict on what the host's engine gave when the golden tiles were made. Nothing runs, nothing is timed."""
     manifest, golden = bundle.manifest, bundle.golden()
-    variant = next(v for v in manifest.variants if v.name == manifest.default_variant)
-    agreement = agree(golden, golden.host, variant.name, variant.name, golden.kernels)
+    variant = default_of(manifest)
+    agreement = agree(golden, golden.host, variant, variant, golden.kernels)
     return _verdict(bundle, variant, golden.host, agreement, None, None)
+
+
+def default_of(manifest: Manifest) -> Variant:
+    """The variant that a bundle's user gets, and that the host ran."""
+    return next(v for v in manifest.variants if v.name == manifest.default_variant)
 
 
 def portable_outputs(
@@ -96,8 +101,8 @@ def with_portable(golden: Golden, bundle: Bundle) -> Golden:
 
     As it came if the default variant is float, or the engine has no portable kernels.
     """
-    variant = next(v for v in bundle.manifest.variants if v.name == bundle.manifest.default_variant)
-    if not variant.name.startswith("int8"):
+    variant = default_of(bundle.manifest)
+    if not variant.integer:
         return golden
     at = np.unique([int(np.argmin(golden.sigma)), int(np.argmax(golden.sigma))])[:_PORTABLE_TILES].astype(np.int64)
     outputs = portable_outputs(bundle, variant, golden.noisy[at], golden.sigma[at])
@@ -188,7 +193,7 @@ def seals(manifest: Manifest, golden: Golden) -> tuple[str, ...]:
     return tuple(edited)
 
 
-def agree(golden: Golden, device: NDArray[np.uint8], variant: str, default: str, kernels: str) -> Agreement:
+def agree(golden: Golden, device: NDArray[np.uint8], variant: Variant, default: Variant, kernels: str) -> Agreement:
     """Compare the device's bytes with the reference's and say what is required of them.
 
     Args:
@@ -197,8 +202,7 @@ def agree(golden: Golden, device: NDArray[np.uint8], variant: str, default: str,
         variant, default: the variant that ran, and the one that `golden.host` came from.
         kernels: what ran it here.
     """
-    integer = variant.startswith("int8")
-    host = variant == default or (integer and default.startswith("int8"))
+    host = variant == default or (variant.integer and default.integer)
     reference = golden.host if host else Golden.to_uint8(golden.fp32_compressed)
     apart = np.abs(device.astype(np.int16) - reference)
     return Agreement(
@@ -206,15 +210,16 @@ def agree(golden: Golden, device: NDArray[np.uint8], variant: str, default: str,
         identical=float(np.mean(apart == 0)),
         max_lsb=int(apart.max()),
         psnr=decibels(device, reference),
-        bit_exact=integer and host and kernels == golden.kernels == "xnnpack",
-        psnr_allowed=_OTHER_KERNELS_DB if integer else _FLOAT_DB,
+        bit_exact=variant.integer and host and kernels == golden.kernels == "xnnpack",
+        psnr_allowed=_OTHER_KERNELS_DB if variant.integer else _FLOAT_DB,
+        portable_required=variant.integer and host,
     )
 
 
 def _portable_agreement(bundle: Bundle, variant: Variant) -> float | None:
     """Share of identical bytes when device and host both use the portable kernels; None if either cannot."""
     golden = bundle.golden()
-    if not variant.name.startswith("int8") or golden.portable is None or golden.portable_at is None:
+    if golden.portable is None or golden.portable_at is None:
         return None
     at = golden.portable_at
     outputs = portable_outputs(bundle, variant, golden.noisy[at], golden.sigma[at])
@@ -250,11 +255,11 @@ def _verdict(
 ) -> Verdict:
     manifest, golden = bundle.manifest, bundle.golden()
     table = rows(golden, device)
-    # The layers and the share of int8 are about the integer variants: a float fallback owes none.
-    integer = variant.name.startswith("int8")
-    layers = manifest.layers if integer else ()
-    thresholds = golden.thresholds if integer else Thresholds(golden.thresholds.max_drop)
-    share, source, wrong = _int8_share(engine if integer else None, layers)
+    # The layers and the share of int8 are about the default variant and integer ones: a float fallback owes none.
+    owes = variant.integer or variant == default_of(manifest)
+    layers = manifest.layers if owes else ()
+    thresholds = golden.thresholds if owes else Thresholds(golden.thresholds.max_drop)
+    share, source, wrong = _int8_share(engine if owes else None, layers)
     kernels = golden.kernels if engine is None else engine.kernels
     reasons = judge(table, agreement, share, thresholds, layers) + wrong + seals(manifest, golden)
     return Verdict(
@@ -284,11 +289,10 @@ def _notes(bundle: Bundle, agreement: Agreement, kernels: str) -> tuple[str, ...
     notes = []
     if bundle.unlisted:
         notes.append(f"files that the manifest does not list, and nothing reads: {', '.join(bundle.unlisted)}")
-    if agreement.reference == "host" and not agreement.bit_exact:
-        held = "by portable kernels" if agreement.portable is not None else f"within {agreement.psnr_allowed:g} dB only"
+    if agreement.portable is not None:
         notes.append(
             f"this device runs {kernels} kernels, the host ran {bundle.golden().kernels}: the bits of the fast kernels "
-            f"cannot be compared; the model was held to the host's {held}"
+            "cannot be compared; the model was held to the host's by portable kernels"
         )
     return tuple(notes)
 

@@ -26,6 +26,8 @@ _MOST_THREADS = 4
 # Noise may lift a float image out of 0..1, but not this far: then it is an image in 0..255.
 _FLOAT_RANGE = (-1.0, 2.0)
 _ALPHA = {2: 1, 4: 3}
+# In 8-bit units; half a float32 step at 255.
+_ROUNDING = 1e-5
 
 
 class Denoiser:
@@ -114,8 +116,8 @@ class Denoiser:
         """Remove the noise of an image.
 
         The result does not depend on the tiles: see `edgekit.runtime.tiling` for how it is defined. Beside the image
-        and its result, memory holds one tile. An 8-bit model keeps the fine bits of uint16 and float images: the noise
-        it found in the upper 8 is subtracted.
+        and its result (with alpha, a second copy of that), memory holds one tile. An 8-bit model keeps the fine bits of
+        uint16 and float images: the noise it found in the upper 8 is subtracted.
 
         Args:
             image: uint8, uint16 or float (0..1, which noise may exceed), [H, W] or [H, W, C] with C 1 (gray),
@@ -156,7 +158,8 @@ class Denoiser:
 
     def close(self) -> None:
         """Free the model, and the bundle if `open` opened it. Closing twice is allowed."""
-        self.engine.close()
+        with self._lock:  # a call in another thread ends first
+            self.engine.close()
         if self._bundle is not None:
             self._bundle.close()
 
@@ -196,8 +199,8 @@ class Denoiser:
             level = math.nan if isinstance(sigma, (str, bool)) else float(sigma)
         except (TypeError, ValueError):
             level = math.nan
-        # Written so that a NaN fails.
-        if not allowed[0] <= level <= allowed[1]:
+        # Written so that a NaN fails. Float32 levels may miss an end of the range by a rounding.
+        if not allowed[0] - _ROUNDING <= level <= allowed[1] + _ROUNDING:
             raise RecipeError(f"sigma is {sigma!r}: {self.manifest.name} takes {words}")
         return level
 

@@ -58,6 +58,8 @@ class Agreement:
         bit_exact: whether the two must be identical.
         psnr_allowed: the least psnr otherwise, dB.
         portable: share of bytes identical with the host's when both use the portable kernels; None if they did not run.
+        portable_required: whether all of those must be identical where the bytes themselves are not: dB alone do not
+            tell an altered integer file from other kernels.
     """
 
     reference: str
@@ -67,13 +69,16 @@ class Agreement:
     bit_exact: bool
     psnr_allowed: float
     portable: float | None = None
+    portable_required: bool = False
 
     @property
     def held(self) -> bool:
         """Whether the device keeps within what is required."""
-        if self.bit_exact:
+        if self.bit_exact or self.max_lsb == 0:
             return self.max_lsb == 0
-        return self.psnr >= self.psnr_allowed and self.portable in (None, 1.0)
+        return self.psnr >= self.psnr_allowed and (
+            self.portable == 1.0 or (self.portable is None and not self.portable_required)
+        )
 
     def told(self) -> str:
         """What was found, in words."""
@@ -82,7 +87,8 @@ class Agreement:
             f" ({'identical bytes' if self.bit_exact else f'{self.psnr_allowed:g} dB'} required)"
         )
         if self.portable is None:
-            return text
+            missing = self.portable_required and not self.bit_exact
+            return f"{text}; portable kernels, which would tell an altered file, are missing" if missing else text
         return f"{text}; by portable kernels {percent(self.portable)} identical (all required)"
 
 
@@ -174,7 +180,8 @@ class Verdict:
             faster = f" ({self.speed.ratio:.1f}x {(self.speed.baseline or '').upper()})" if self.speed.ratio else ""
             parts.append(f"{self.speed.ms_per_megapixel:.0f} ms/MP{faster}")
         if self.int8_share or self.thresholds.min_int8_share:
-            parts.append(f"{percent(self.int8_share)} of MACs in int8")
+            slow = f" by {self.kernels} kernels" if self.kernels in ("mixed", "reference") else ""
+            parts.append(f"{percent(self.int8_share)} of MACs in int8{slow}")
         return "  ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

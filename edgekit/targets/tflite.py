@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.bundle.manifest import TensorSpec, Variant
-from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.program import QuantizedLayer, QuantizedProgram
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import ExportError, MissingExtraError
 from edgekit.models.base import DenoiserModel
@@ -84,17 +84,17 @@ class TFLite:
         _convert(model.eval(), shape, files["fp32"], blind=model.blind, quantized=False)
         _half(files["fp32"], files["fp16"])
         kinds = ["fp16", "fp32"]
-        names = None
+        known: list[QuantizedLayer] = []
         if precision == "int8":
             if program is None:
                 raise ExportError("precision 'int8' needs a quantized program: run the quantize stage first")
             _convert(program.converted(), shape, files["int8"], blind=model.blind, quantized=True)
             tflite_file.unsigned_io(files["int8"], files["int8-uint8io"])
             kinds = ["int8", "int8-uint8io", *kinds]
-            names = [layer.name for layer in program.layers()]
+            known = program.layers()
         with _quietly():
             variants = [_variant(kind, files[kind]) for kind in kinds]
-            layers = tflite_file.layers(files[precision], names)
+            layers = tflite_file.layers(files[precision], known)
         variants.sort(key=lambda v: v.name != precision)
         return Lowered(tuple(variants), layers)
 

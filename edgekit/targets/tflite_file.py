@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgekit.bundle.manifest import LayerReport
+from edgekit.compress.program import QuantizedLayer
 from edgekit.errors import ExportError
+from edgekit.runtime.engines.litert import PRODUCTS, delegated, node_macs
 
 # TensorType of the TFLite schema -> numpy's name.
 _DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 7: "int16", 9: "int8"}
@@ -47,80 +51,39 @@ def _text(name: Any) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def _macs(op: str, source: list[int], weights: list[int], result: list[int]) -> int | None:
-    """Multiply-accumulates of a node from its shapes (NHWC; weights OHWI, depthwise 1HWC); None: not a product."""
-    if op == "CONV_2D":
-        out, height, width, depth = weights
-        return result[1] * result[2] * out * height * width * depth
-    if op == "DEPTHWISE_CONV_2D":
-        _, height, width, out = weights
-        return result[1] * result[2] * out * height * width
-    if op == "TRANSPOSE_CONV":
-        out, height, width, depth = weights
-        return source[1] * source[2] * out * height * width * depth
-    if op == "FULLY_CONNECTED":
-        out, depth = weights
-        rows = 1
-        for side in source[:-1]:
-            rows *= side
-        return rows * out * depth
-    return None
-
-
-def layers(path: Path, names: list[str] | None = None) -> tuple[LayerReport, ...]:
+def layers(path: Path, known: Sequence[QuantizedLayer] = ()) -> tuple[LayerReport, ...]:
     """Report every layer with MACs, from the file itself and from what XNNPACK takes of it on this machine.
 
     Args:
         path: the .tflite file.
-        names: module paths of these layers in order; used when there are as many.
+        known: these layers as the program has them, in the order they run; their names are used when the file has as
+            many, with as many weights each.
     Raises: ExportError: the file has no layer with MACs.
     """
+    from ai_edge_litert.interpreter import Interpreter
+
     model = read(path)
     graph = model.subgraphs[0]
-    taken = delegated(path)
-    found = []
+    interpreter = Interpreter(model_path=str(path), num_threads=1)
+    interpreter.allocate_tensors()
+    taken = delegated(interpreter._get_ops_details())
+    found, sizes = [], []
     for index, (op, node) in enumerate(zip(operator_names(model), graph.operators, strict=True)):
-        if op not in ("CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"):
+        if op not in PRODUCTS:
             continue
         # TRANSPOSE_CONV takes (output shape, weights, input); the others (input, weights, bias).
         source, weights = (node.inputs[2], node.inputs[1]) if op == "TRANSPOSE_CONV" else node.inputs[:2]
         tensors = [graph.tensors[i] for i in (source, weights, node.outputs[0])]
-        macs = _macs(op, *([int(side) for side in t.shape] for t in tensors))
+        shapes = [[int(side) for side in t.shape] for t in tensors]
         kinds = {_DTYPES.get(t.type, f"type {t.type}") for t in tensors[:2]}
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
-        found.append(LayerReport(_text(tensors[2].name), op, int(macs or 0), dtype, index in taken))
+        found.append(LayerReport(_text(tensors[2].name), op, node_macs(op, *shapes), dtype, index in taken))
+        sizes.append(math.prod(shapes[1]))
     if not found:
         raise ExportError(f"{path.name} has no convolution: nothing to report")
-    if names is not None and len(names) == len(found):
-        found = [replace(layer, name=name) for name, layer in zip(names, found, strict=True)]
+    if [layer.weights for layer in known] == sizes:
+        found = [replace(layer, name=own.name) for own, layer in zip(known, found, strict=True)]
     return tuple(found)
-
-
-def delegated(path: Path) -> set[int]:
-    """Indices of the nodes that XNNPACK took, walking back from the outputs of each of its partitions."""
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_path=str(path), num_threads=1)
-    interpreter.allocate_tensors()
-    nodes = interpreter._get_ops_details()
-    producer = {int(t): n["index"] for n in nodes if n["op_name"] != "DELEGATE" for t in n["outputs"]}
-    inputs = {n["index"]: [int(t) for t in n["inputs"]] for n in nodes}
-    taken: set[int] = set()
-    for partition in (n for n in nodes if n["op_name"] == "DELEGATE"):
-        border = {int(t) for t in partition["inputs"]}
-        queue = [int(t) for t in partition["outputs"]]
-        while queue:
-            tensor = queue.pop()
-            if tensor in border or tensor not in producer or producer[tensor] in taken:
-                continue
-            taken.add(producer[tensor])
-            queue += inputs[producer[tensor]]
-    return taken
-
-
-def int8_share(report: tuple[LayerReport, ...]) -> float:
-    """Share of MACs computed in int8, 0..1."""
-    return sum(r.macs for r in report if r.dtype == "int8") / sum(r.macs for r in report)
 
 
 def unsigned_io(source: Path, destination: Path) -> None:

@@ -32,6 +32,7 @@ class Picture:
         name: where it comes from: a path below the data folder, or a name in the built-in set.
         shape: (height, width, channels).
         digest: sha256 of the clean pixels and their shape: the same image has the same digest in any file format.
+        noisy_digest: the same of the noisy image; empty without one.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Picture:
                 f"clean is {clean.shape[1]}x{clean.shape[0]}; both must show the same pixels"
             )
         self.digest = pixel_digest(clean)
+        self.noisy_digest = "" if noisy is None else pixel_digest(noisy)
 
     @classmethod
     def of(cls, name: str, clean: Image, noisy: Image | None = None) -> Picture:
@@ -103,8 +105,9 @@ class ImageSource:
 
     @property
     def digest(self) -> str:
-        """sha256 of the clean images' digests: equal for the same images, split alike."""
-        return hashlib.sha256("".join(p.digest for p in (*self.training, *self.held_out)).encode()).hexdigest()
+        """sha256 of all images' digests: equal for the same images, split alike."""
+        digests = (p.digest + p.noisy_digest for p in (*self.training, *self.held_out))
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     @property
     def channels(self) -> int:

@@ -12,6 +12,7 @@ from toys import random_model, smooth_tiles
 
 from edgekit.compress.evaluate import evaluate, noisy_tiles
 from edgekit.errors import ShapeError
+from edgekit.runtime.verdict import EQUAL_DB
 
 
 def identity(noisy: Tensor, sigma: Tensor) -> Tensor:
@@ -48,9 +49,14 @@ def test_the_input_is_clipped_and_rounded_to_8_bits() -> None:
 def test_the_output_is_clipped_and_rounded_to_8_bits() -> None:
     tiles = smooth_tiles(1).clip(0, 254)
     clean = torch.from_numpy(tiles).permute(0, 3, 1, 2) / 255
-    assert evaluate(lambda noisy, sigma: clean + 0.4 / 255, tiles, sigmas=(25,)) == {25: math.inf}
+    assert evaluate(lambda noisy, sigma: clean + 0.4 / 255, tiles, sigmas=(25,)) == {25: EQUAL_DB}
     off_by_one = evaluate(lambda noisy, sigma: clean + 0.6 / 255, tiles, sigmas=(25,))[25]
     assert off_by_one == pytest.approx(20 * math.log10(255), abs=0.05)
+
+
+def test_a_black_tile_that_comes_out_black_has_a_finite_figure() -> None:
+    tiles = np.zeros((2, 16, 16, 3), np.uint8)
+    assert evaluate(lambda noisy, sigma: 0 * noisy, tiles) == dict.fromkeys((5, 15, 25, 50), EQUAL_DB)
 
 
 def test_the_figure_is_the_mean_over_the_tiles() -> None:

@@ -63,7 +63,7 @@ def test_a_whole_bundle_passes(written: Path) -> None:
     found = check(written)
     assert found.passed
     assert (found.exit_code, found.reasons, found.notes) == (0, (), ())
-    assert found.agreement == Agreement("host", 1.0, 0, 110.0, True, 40.0)
+    assert found.agreement == Agreement("host", 1.0, 0, 110.0, True, 40.0, portable_required=True)
     assert [row.sigma for row in found.rows] == [5.0, 15.0, 25.0, 50.0]
     assert all(row.device > row.noisy for row in found.rows)
     assert (found.int8_share, found.int8_source) == (1.0, "counted in the model file")
@@ -79,7 +79,7 @@ def test_a_whole_bundle_passes(written: Path) -> None:
 @pytest.mark.parametrize(
     ("variant", "agreement"),
     [
-        ("int8-uint8io", Agreement("host", 1.0, 0, 110.0, True, 40.0)),
+        ("int8-uint8io", Agreement("host", 1.0, 0, 110.0, True, 40.0, portable_required=True)),
         ("fp32", Agreement("fp32", 1.0, 0, 110.0, False, 50.0)),
     ],
 )
@@ -143,13 +143,24 @@ def test_a_device_without_the_fast_kernels_passes(written: Path, other_kernels: 
     assert "this device runs reference kernels, the host ran xnnpack" in found.notes[0]
 
 
-def test_without_portable_tiles_the_note_says_what_is_left(bundle: Path, other_kernels: None) -> None:
+def test_without_portable_tiles_nothing_would_tell_an_altered_file(bundle: Path, other_kernels: None) -> None:
     edit_golden(bundle, portable=None, portable_at=None)
     rehash(bundle)
     found = check(bundle)
-    assert found.passed
+    assert not found.passed
     assert found.agreement.portable is None
-    assert "within 40 dB only" in found.notes[0]
+    assert "portable kernels, which would tell an altered file, are missing" in found.reasons[-1]
+
+
+def test_another_name_does_not_make_an_integer_file_a_float_one(bundle: Path) -> None:
+    data = json.loads((bundle / "manifest.json").read_text())
+    data["default_variant"] = "model"
+    next(v for v in data["variants"] if v["name"] == "int8")["name"] = "model"
+    (bundle / "manifest.json").write_text(json.dumps(data))
+    found = check(bundle)
+    assert found.agreement.bit_exact
+    assert found.int8_source == "counted in the model file"
+    assert found.thresholds.min_int8_share > 0
 
 
 def test_a_weight_that_no_tile_stirs_is_found_by_the_sealed_hash(bundle: Path) -> None:
@@ -251,7 +262,7 @@ def test_an_unknown_variant_is_named(written: Path) -> None:
 
 
 ROWS = (SigmaRow(5.0, 34.0, 38.0, 37.9, 37.4), SigmaRow(50.0, 14.0, 26.0, 25.9, 25.6))
-EXACT = Agreement("host", 1.0, 0, 110.0, True, 40.0)
+EXACT = Agreement("host", 1.0, 0, 110.0, True, 40.0, portable_required=True)
 LAYERS = (
     LayerReport("head", "CONV_2D", 900, "int8", True, 31.04),
     LayerReport("tail", "CONV_2D", 100, "float32", False, 50.0),

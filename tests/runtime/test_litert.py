@@ -75,6 +75,7 @@ def node(name: str, inputs: list[int], outputs: list[int]) -> dict[str, Any]:
 )
 def test_census_of_partitions(delegates: list[dict[str, Any]], kernels: str, taken: tuple[int, int]) -> None:
     nodes = [node("CONV_2D", [0, 8], [1]), node("ADD", [1, 0], [2]), node("CONV_2D", [2, 9], [3]), *delegates]
+    nodes = [{**entry, "index": i} for i, entry in enumerate(nodes)]
     operators, found = litert._census(SimpleNamespace(_get_ops_details=lambda: nodes))
     assert found == kernels
     assert (operators["CONV_2D"].delegated, operators["ADD"].delegated) == taken
@@ -103,7 +104,7 @@ def test_macs_by_hand(tiny: Stand, name: str, dtype: str) -> None:
     ],
 )
 def test_macs_of_each_operator(op: str, source: list[int], weights: list[int], result: list[int], macs: int) -> None:
-    assert litert._node_macs(op, source, weights, result) == macs
+    assert litert.node_macs(op, source, weights, result) == macs
 
 
 def test_portable_kernels_compute_the_same_network(tiny: Stand) -> None:

@@ -41,7 +41,7 @@ _MOVES = {
     "DEPTH_TO_SPACE",
 }
 # Operators with multiply-accumulates.
-_PRODUCTS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "CONV_3D", "BATCH_MATMUL"}
+PRODUCTS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "CONV_3D", "BATCH_MATMUL"}
 
 
 class LiteRTEngine:
@@ -231,13 +231,24 @@ def _census(interpreter: Any) -> tuple[Mapping[str, OperatorCount], str]:
 
 
 def _partition(nodes: Sequence[Mapping[str, Any]]) -> tuple[Counter[str], Counter[str]]:
-    """Operators by name: all, and those inside a DELEGATE node.
+    """Operators by name: all, and those inside a DELEGATE node."""
+    taken = delegated(nodes)
+    originals = [node for node in nodes if node["op_name"] != "DELEGATE"]
+    return (
+        Counter(node["op_name"] for node in originals),
+        Counter(node["op_name"] for node in originals if int(node["index"]) in taken),
+    )
+
+
+def delegated(nodes: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Indices of the nodes inside a DELEGATE node, in what an interpreter's `_get_ops_details` lists.
 
     The list holds the original nodes and, after them, one DELEGATE node per partition, which names only the tensors
     at its border: whatever its outputs need, back to its inputs, is inside.
     """
     originals = [node for node in nodes if node["op_name"] != "DELEGATE"]
-    producer = {int(t): i for i, node in enumerate(originals) for t in node["outputs"]}
+    producer = {int(t): int(node["index"]) for node in originals for t in node["outputs"]}
+    inputs = {int(node["index"]): [int(t) for t in node["inputs"]] for node in originals}
     inside: set[int] = set()
     for delegate in nodes:
         if delegate["op_name"] != "DELEGATE":
@@ -249,11 +260,8 @@ def _partition(nodes: Sequence[Mapping[str, Any]]) -> tuple[Counter[str], Counte
             if tensor in border or tensor not in producer or producer[tensor] in inside:
                 continue
             inside.add(producer[tensor])
-            todo.extend(int(t) for t in originals[producer[tensor]]["inputs"])
-    return (
-        Counter(node["op_name"] for node in originals),
-        Counter(originals[i]["op_name"] for i in inside),
-    )
+            todo.extend(inputs[producer[tensor]])
+    return inside
 
 
 def _macs(interpreter: Any) -> Mapping[str, int]:
@@ -263,7 +271,7 @@ def _macs(interpreter: Any) -> Mapping[str, int]:
         tensors = {int(t["index"]): t for t in interpreter.get_tensor_details()}
         counted: Counter[str] = Counter()
         for node in nodes:
-            if node["op_name"] not in _PRODUCTS:
+            if node["op_name"] not in PRODUCTS:
                 continue
             inputs = [tensors[int(i)] for i in node["inputs"][:3] if int(i) >= 0]
             # TRANSPOSE_CONV takes (shape, weights, image), every other one (image, weights, bias).
@@ -272,7 +280,7 @@ def _macs(interpreter: Any) -> Mapping[str, int]:
             kinds = {str(np.dtype(t["dtype"])) for t in (source, weights)}
             # Integer weights on a float image are computed in float.
             kind = kinds.pop() if len(kinds) == 1 else "float32"
-            counted[kind] += _node_macs(
+            counted[kind] += node_macs(
                 node["op_name"], *([int(n) for n in t["shape"]] for t in (source, weights, result))
             )
     except (AttributeError, KeyError, TypeError, ValueError, IndexError, RuntimeError):
@@ -280,7 +288,7 @@ def _macs(interpreter: Any) -> Mapping[str, int]:
     return MappingProxyType(dict(counted))
 
 
-def _node_macs(op: str, source: list[int], weights: list[int], result: list[int]) -> int:
+def node_macs(op: str, source: list[int], weights: list[int], result: list[int]) -> int:
     """MACs of one operator; images NHWC, weights OHWI (depthwise 1HWC)."""
     if op == "TRANSPOSE_CONV":
         return math.prod(source[:3]) * math.prod(weights)
