@@ -200,6 +200,8 @@ class Recipe(Settings):
     data: Path | None = None
     # Noise levels the bundle is made for, in 8-bit units (0..255).
     sigma: SigmaRange = (0.0, 55.0)
+    # The noise itself, which the stages see and the golden tiles carry; `sigma` above is its range. Pairs bring theirs.
+    noise: NoiseSettings = NoiseSettings()
     # Share of the MACs to remove.
     prune: Annotated[float, Field(ge=0, le=0.9)] = 0.25
     # Training steps of distillation and quantization together; None is what the stages' own settings say.
@@ -228,6 +230,11 @@ class Recipe(Settings):
         """Refuse a stage's own setting that a setting of the whole would silently replace."""
         if self.pruning.ratio not in (PruneSettings().ratio, self.prune):
             raise ValueError(f"pruning.ratio {self.pruning.ratio:g} against prune {self.prune:g}: give prune alone")
+        if self.noise.sigma not in (NoiseSettings().sigma, self.sigma):
+            low, high = self.noise.sigma
+            raise ValueError(f"noise.sigma {low:g}:{high:g} against sigma: give sigma alone")
+        if self.noise.device_share != 1:
+            raise ValueError(f"noise.device_share is {self.noise.device_share:g}: a device sees 8 bits; leave it out")
         if self.distillation.seed not in (DistillSettings().seed, self.seed):
             raise ValueError(f"distillation.seed {self.distillation.seed} against seed {self.seed}: give seed alone")
         return self

@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from edgekit.compress.batches import Batches
-from edgekit.compress.evaluate import noisy_tiles
+from edgekit.compress.evaluate import NoisyTiles, Tiles, noisy_tiles
 from edgekit.compress.record import SIGMAS
 from edgekit.errors import DataError
 from edgekit.recipe import NoiseSettings, Recipe, TrainSettings
+from edgekit.train import noise
 from edgekit.train.images import ImageSource, Picture, open_images, split
 from edgekit.train.sampling import batches
 
@@ -39,7 +41,7 @@ class StageData:
 
     Attributes:
         batches: training batches by step number.
-        tiles: held-out clean tiles for the stages' records, uint8 [K, H, W, C].
+        tiles: held-out tiles for the stages' records.
         sigmas: noise levels of the stages' records, in 8-bit units: the standard ones that the recipe's range holds.
         golden: other held-out tiles, for the verdict; no stage sees them.
         digest: equal for the same images, split alike.
@@ -48,7 +50,7 @@ class StageData:
     """
 
     batches: Batches
-    tiles: Images
+    tiles: Tiles
     sigmas: tuple[float, ...]
     golden: GoldenImages
     digest: str
@@ -63,9 +65,8 @@ def open_stage_data(recipe: Recipe, channels: int) -> StageData:
     """
     stage = recipe.distillation
     source = open_images(recipe.data, channels=channels, patch=stage.patch, seed=recipe.seed)
-    # All as a device sees it: clipped and rounded.
-    noise = NoiseSettings(sigma=recipe.sigma, device_share=1.0)
-    settings = TrainSettings(batch=stage.batch, patch=stage.patch, seed=recipe.seed, noise=noise)
+    settings = recipe.noise.model_copy(update={"sigma": recipe.sigma})
+    drawing = TrainSettings(batch=stage.batch, patch=stage.patch, seed=recipe.seed, noise=settings)
     pairs = list(islice(_tiles(source, recipe.seed), 2 * TILES))
     share = 0.04
     while len(pairs) < 2 and share < 0.5:
@@ -79,10 +80,12 @@ def open_stage_data(recipe: Recipe, channels: int) -> StageData:
             f"{TILE}x{TILE}: at least 2 are needed; add larger images"
         )
     half = min(TILES, len(pairs) // 2)
-    seen, judged = pairs[:half], pairs[half : 2 * half]
+    seen, judged = (
+        _with_noise(part, settings, seed) for seed, part in enumerate((pairs[:half], pairs[half : 2 * half]))
+    )
     return StageData(
-        batches=batches(source, settings),
-        tiles=np.stack([clean for clean, _ in seen]),
+        batches=batches(source, drawing),
+        tiles=seen,
         sigmas=_levels(recipe.sigma),
         golden=_golden(judged, recipe.sigma),
         digest=source.digest,
@@ -117,17 +120,31 @@ def _levels(sigma: tuple[float, float]) -> tuple[float, ...]:
     return tuple(s for s in SIGMAS if low <= s <= high) or (high,)
 
 
-def _golden(pairs: list[tuple[Images, Images | None]], sigma: tuple[float, float]) -> GoldenImages:
+def _with_noise(pairs: list[tuple[Images, Images | None]], settings: NoiseSettings, seed: int) -> Tiles:
+    """Tiles of pairs with their own noise, else with noise that is drawn; Gaussian noise is added level by level later.
+
+    What the model is told is what training tells it of a crop: the root mean square of noisy - clean.
+    """
     clean = np.stack([c for c, _ in pairs])
     given = [n for _, n in pairs if n is not None]
-    low, high = sigma
+    if not given and settings.model == "gaussian":
+        return clean
     if given:
         noisy = np.stack(given)
-        level = float(np.sqrt(np.mean((noisy.astype(np.float64) - clean) ** 2)))
-        return GoldenImages(noisy, clean, np.full(len(clean), np.clip(level, low, high), np.float32))
+        sigma = np.sqrt(np.mean((noisy.astype(np.float64) - clean) ** 2, axis=(1, 2, 3)))
+    else:
+        images = torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255
+        drawn, level = noise.draw(images, settings, torch.Generator().manual_seed(seed))
+        noisy = (255 * drawn).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        sigma = 255 * level.double().numpy()
+    return NoisyTiles(clean, noisy, np.clip(sigma, *settings.sigma).astype(np.float32))
+
+
+def _golden(tiles: Tiles, sigma: tuple[float, float]) -> GoldenImages:
+    if isinstance(tiles, NoisyTiles):
+        return GoldenImages(tiles.noisy, tiles.clean, tiles.sigma)
     levels = _levels(sigma)
     # Another seed than the stage records'.
-    noisy = np.concatenate([noisy_tiles(clean, level, seed=1) for level in levels])
-    return GoldenImages(
-        noisy, np.concatenate([clean] * len(levels)), np.repeat(np.array(levels, np.float32), len(clean))
-    )
+    noisy = np.concatenate([noisy_tiles(tiles, level, seed=1) for level in levels])
+    clean = np.concatenate([tiles] * len(levels))
+    return GoldenImages(noisy, clean, np.repeat(np.array(levels, np.float32), len(tiles)))

@@ -15,6 +15,7 @@ pytest.importorskip("litert_torch")
 from edgekit import pipeline
 from edgekit.bundle import reader
 from edgekit.bundle.reader import Bundle
+from edgekit.compress.evaluate import NoisyTiles, evaluate
 from edgekit.errors import CheckpointError, DataError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints, create
 from edgekit.recipe import Recipe, load_recipe
@@ -182,6 +183,49 @@ def test_what_judges_was_never_trained_on(weights: Path, data: Path) -> None:
     for picture in source.training:
         views = np.lib.stride_tricks.sliding_window_view(picture.pixels()[0], (96, 96, 3))[:, :, 0]
         assert not shown & {views[r, c].tobytes() for r in range(views.shape[0]) for c in range(0, views.shape[1], 8)}
+
+
+def test_another_noise_is_what_every_stage_sees(weights: Path) -> None:
+    sensor = {"model": "poisson-gaussian", "shot": (0.01, 0.01), "read": (4.0, 4.0)}
+    images = open_stage_data(recipe(weights, noise=sensor), 3)
+    assert isinstance(images.tiles, NoisyTiles)
+    for clean, noisy, sigma in (images.tiles, (images.golden.clean, images.golden.noisy, images.golden.sigma)):
+        for one, other, told in zip(clean, noisy, sigma, strict=True):
+            expected = 255 * np.sqrt(np.mean(0.01 * one / 255) + (4 / 255) ** 2)
+            assert told == pytest.approx(expected, rel=0.05)
+            assert np.std(other.astype(float) - one) == pytest.approx(expected, rel=0.15)  # some of it is clipped
+    batch = images.batches(0)
+    spread = (batch.noisy - batch.clean).flatten(1).std(1)
+    torch.testing.assert_close(spread, batch.sigma, rtol=0.2, atol=0)
+
+
+def test_pairs_are_judged_on_their_own_noise(weights: Path, data: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for k, path in enumerate(sorted(data.iterdir())):
+        clean = np.asarray(Image.open(path))
+        for side, image in (
+            ("clean", clean),
+            ("noisy", np.clip(clean + rng.normal(0, 5 + 5 * k, clean.shape), 0, 255)),
+        ):
+            (tmp_path / side).mkdir(exist_ok=True)
+            Image.fromarray(image.astype(np.uint8)).save(tmp_path / side / path.name)
+    images = open_stage_data(recipe(weights, data=tmp_path), 3)
+    assert isinstance(images.tiles, NoisyTiles)
+    error = images.golden.noisy.astype(float) - images.golden.clean
+    np.testing.assert_allclose(images.golden.sigma, np.sqrt((error**2).mean((1, 2, 3))), rtol=1e-6)
+    assert list(evaluate(create("dsunet-n"), images.tiles)) == [round(float(images.tiles.sigma.mean()), 1)]
+
+
+@pytest.mark.parametrize(
+    ("noise", "message"),
+    [
+        ({"sigma": (0, 20)}, "noise.sigma 0:20 against sigma: give sigma alone"),
+        ({"device_share": 0.5}, "noise.device_share is 0.5: a device sees 8 bits; leave it out"),
+    ],
+)
+def test_noise_that_contradicts_the_recipe(weights: Path, noise: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        recipe(weights, noise=noise)
 
 
 def test_the_bundle_keeps_no_folder_of_its_maker(bundle: Bundle, data: Path) -> None:

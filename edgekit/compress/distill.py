@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekit.compress.batches import Batches, Progress
-from edgekit.compress.evaluate import evaluate
+from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.features import FeatureLoss, tapped
 from edgekit.compress.lessons import OUTPUT, Lesson, Lessons, Taught, fingerprint, teach
 from edgekit.compress.record import SIGMAS, Size, StageRecord
@@ -31,7 +30,7 @@ def distill(
     teacher: DenoiserModel | None,
     settings: DistillSettings,
     batches: Batches,
-    tiles: NDArray[np.uint8],
+    tiles: Tiles,
     *,
     sigmas: Sequence[float] = SIGMAS,
     progress: Progress | None = None,
@@ -47,7 +46,7 @@ def distill(
         student: untouched.
         teacher: untouched; None trains on the clean images alone.
         batches: the noisy images to train on.
-        tiles: held-out clean images to judge by, uint8 [K, H, W, C].
+        tiles: held-out images to judge by.
         sigmas: noise levels that the record's dB are for, in 8-bit units.
         progress: told the teacher's batches and the student's steps that are done, of both together.
         checkpoint: file to resume from when it exists, and to save to every `settings.save_every` steps.

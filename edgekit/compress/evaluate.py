@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,21 @@ from edgekit.errors import ShapeError
 from edgekit.models.base import DenoiserModel
 from edgekit.runtime.tiling import window
 from edgekit.runtime.verdict import decibels
+
+
+class NoisyTiles(NamedTuple):
+    """Held-out tiles with a noise that is no matter of one number: clean and noisy uint8 [K, H, W, C], and sigma [K],
+    what the model is told of each, in 8-bit units.
+    """
+
+    clean: NDArray[np.uint8]
+    noisy: NDArray[np.uint8]
+    sigma: NDArray[np.float32]
+
+
+# What a model is judged on: clean tiles, uint8 [K, H, W, C], to which seeded Gaussian noise of every level is added, or
+# tiles that come with their noise.
+Tiles = NDArray[np.uint8] | NoisyTiles
 
 # Anything that maps (noisy float32 [N, C, H, W] in 0..1, sigma float32 [N] in 0..1) to the clean estimate.
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -36,37 +51,43 @@ def noisy_tiles(tiles: NDArray[np.uint8], sigma: float, seed: int = 0) -> NDArra
 
 
 def evaluate(
-    model: DenoiserModel | Denoise, tiles: NDArray[np.uint8], sigmas: Sequence[float] = SIGMAS, seed: int = 0
+    model: DenoiserModel | Denoise, tiles: Tiles, sigmas: Sequence[float] = SIGMAS, seed: int = 0
 ) -> dict[float, float]:
-    """Measure PSNR on held-out tiles with seeded Gaussian noise, clipped and rounded on the way in and out.
+    """Measure PSNR on held-out tiles, noise and output clipped and rounded to 8 bits.
 
     Args:
         model: a model, or any function (noisy [N, C, H, W], sigma [N]) -> clean, all in 0..1. A model is put in
             evaluation mode for the while; its weights and mode are as before afterwards.
-        tiles: clean images, uint8 [K, H, W, C], of any size.
-        sigmas: noise levels in 8-bit units.
-    Returns: mean PSNR over the tiles in dB, by sigma; a tile without a wrong pixel counts as `EQUAL_DB`.
+        tiles: see `Tiles`; of any size.
+        sigmas: levels of the Gaussian noise, in 8-bit units.
+    Returns: mean PSNR over the tiles in dB, by sigma (the mean of theirs, where tiles come with noise); a tile without a wrong pixel counts as `EQUAL_DB`.
     Raises: ShapeError: tiles of another rank or dtype, or that do not fit the model.
     """
-    if tiles.ndim != 4 or tiles.dtype != np.uint8 or not len(tiles):
-        raise ShapeError(f"tiles are {tiles.dtype} {list(tiles.shape)}: expected uint8 [K, H, W, C] with K at least 1")
+    clean = tiles.clean if isinstance(tiles, NoisyTiles) else tiles
+    if clean.ndim != 4 or clean.dtype != np.uint8 or not len(clean):
+        raise ShapeError(f"tiles are {clean.dtype} {list(clean.shape)}: expected uint8 [K, H, W, C] with K at least 1")
     was_training = isinstance(model, nn.Module) and model.training
     if isinstance(model, DenoiserModel):
         model.eval()
     try:
-        return {sigma: _psnr(model, tiles, sigma, seed) for sigma in sigmas}
+        if isinstance(tiles, NoisyTiles):
+            return {round(float(tiles.sigma.mean()), 1): _psnr(model, tiles)}
+        return {
+            level: _psnr(model, NoisyTiles(clean, noisy_tiles(clean, level, seed), np.full(len(clean), level)))
+            for level in sigmas
+        }
     finally:
         if isinstance(model, DenoiserModel):
             model.train(was_training)
 
 
-def _psnr(model: Denoise, tiles: NDArray[np.uint8], sigma: float, seed: int) -> float:
+def _psnr(model: Denoise, tiles: NoisyTiles) -> float:
     total = 0.0
     # One tile at a time: memory stays that of a tile, and the figure does not depend on a batch size.
-    for clean, noisy in zip(tiles, noisy_tiles(tiles, sigma, seed), strict=True):
-        output = np.rint(np.clip(denoise_whole(model, noisy, sigma), 0, 1) * 255.0)
+    for clean, noisy, sigma in zip(*tiles, strict=True):
+        output = np.rint(np.clip(denoise_whole(model, noisy, float(sigma)), 0, 1) * 255.0)
         total += decibels(output.astype(np.uint8), clean)
-    return total / len(tiles)
+    return total / len(tiles.clean)
 
 
 @torch.no_grad()

@@ -6,14 +6,12 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekit.compress.batches import Batch, Batches, Progress
 from edgekit.compress.channels import Channels, rebuild
-from edgekit.compress.evaluate import evaluate
+from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.record import SIGMAS, Size, StageRecord
 from edgekit.errors import RecipeError, TrainingError
 from edgekit.losses import weighted
@@ -25,7 +23,7 @@ def prune(
     model: DenoiserModel,
     settings: PruneSettings,
     batches: Batches,
-    tiles: NDArray[np.uint8],
+    tiles: Tiles,
     progress: Progress | None = None,
     *,
     sigmas: Sequence[float] = SIGMAS,
@@ -39,7 +37,7 @@ def prune(
     Args:
         model: untouched.
         batches: the noisy images to score on; the first `settings.batches` are drawn.
-        tiles: held-out clean images to judge by, uint8 [K, H, W, C].
+        tiles: held-out images to judge by.
         progress: told the share of the work that is done, of 100.
         sigmas: noise levels that the record's dB are for, in 8-bit units.
     Returns: a new, smaller model of the same architecture, and the record.

@@ -6,13 +6,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekit.compress.batches import Batches, Progress
-from edgekit.compress.evaluate import evaluate
+from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.lessons import fingerprint
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.record import SIGMAS, Size, StageRecord
@@ -30,7 +28,7 @@ def quantize(
     scheme: Scheme,
     settings: QuantizeSettings,
     batches: Batches,
-    tiles: NDArray[np.uint8],
+    tiles: Tiles,
     *,
     sigma_range: tuple[float, float],
     sigmas: Sequence[float] = SIGMAS,
@@ -44,7 +42,7 @@ def quantize(
         scheme: the target's integers.
         settings: steps 0 is calibration alone (post-training quantization).
         batches: training batches by step number.
-        tiles: held-out clean images for the record's dB, uint8 [K, H, W, C].
+        tiles: held-out images for the record's dB.
         sigma_range: noise range in 0..1.
         sigmas: noise levels that the record's dB are for, in 8-bit units.
         checkpoint: file to resume from when it exists, and to save to every `settings.save_every` steps.
