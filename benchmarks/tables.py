@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,14 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import published, results
 from benchmarks.console import leave, say
-from benchmarks.contestants import STUDENT
-from benchmarks.sets import ROOT
+from benchmarks.contestants import STUDENT, TEACHER
+from benchmarks.sets import ROOT, SIGMAS
 from edgekit.errors import DataError, UnknownNameError
 
 # The tables that a file must hold at least.
 FILES = {
     ROOT / "README.md": ("picture", "quality", "latency"),
     ROOT / "docs" / "benchmarks.md": ("quality", "ssim", "published", "latency"),
+    **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in (STUDENT, TEACHER)},
 }
 _BLOCK = re.compile(r"(?P<begin><!-- generated:(?P<name>[\w-]+) -->\n).*?(?P<end><!-- /generated:(?P=name) -->)", re.S)
 _MARK = re.compile(r"<!-- (/?)generated:([\w-]+) -->")
@@ -106,9 +108,12 @@ def _measured(found: Mapping[str, Any], how: str) -> str:
     machine, versions = found["machine"], found["versions"]
     limit = found["settings"].get("limit")
     part = f" **Only the first {limit} images of each set.**" if limit else ""
+    # The average of the minute before, in processes that wanted a core: idle is near 0.
+    busy = f" (load {machine['load']:g} when it began)" if "load" in machine else ""
     engine = f"LiteRT (ai-edge-litert {versions.get('ai-edge-litert', 'not installed')})"
     return (
-        f"{how}{part} Run by {engine}, edgekit {versions['edgekit']}, {machine['processor']}, {machine['cores']} cores."
+        f"{how}{part} Run by {engine}, edgekit {versions['edgekit']}, {machine['processor']}, {machine['cores']} "
+        f"cores{busy}."
     )
 
 
@@ -139,7 +144,7 @@ def _scores(folder: Path, metric: str, digits: int) -> tuple[dict[str, Any], str
             if figure == "int8":
                 pairs = zip(values(model, "int8"), values(model, "original"), strict=True)
                 gaps = [None if a is None or b is None else a - b for a, b in pairs]
-                line("its difference to FP32 as shipped", None, gaps, "+")
+                line(f"its difference to {model}, FP32", None, gaps, "+")
     heads = [f"{name}: {sigma}" if (name, sigma) == _first(places, name) else str(sigma) for name, sigma in places]
     return found, _markdown(["", "kMAC/px", *heads], lines)
 
@@ -157,6 +162,22 @@ def quality(folder: Path) -> str:
         "*Compressed* is what the default `edgekit compress --target tflite` makes: pruned, distilled, INT8 by QAT."
     )
     return f"{table}\n\n{_measured(found, how)}"
+
+
+def card(folder: Path, model: str) -> str:
+    """PSNR of shipped weights by level, for the card beside them."""
+    rows = [r for r in results.load(folder / "quality.json")["rows"] if r["model"] == model]
+    sets = list(dict.fromkeys(r["set"] for r in rows))
+    kinds = {"unclipped": "unclipped noise, as papers measure", "original": "clipped, rounded to 8 bits, in LiteRT"}
+    lines = []
+    for name in sets:
+        for figure, words in kinds.items():
+            found = {r["sigma"]: r["figures"].get(figure, {}).get("psnr") for r in rows if r["set"] == name}
+            if any(found.values()):
+                cells = ["" if found.get(s) is None else f"{found[s]:.2f}" for s in SIGMAS]
+                lines.append([name, words, *cells])
+    table = _markdown(["set", "noise", *(f"sigma {s}" for s in SIGMAS)], lines, 2)
+    return f"{table}\n\nFP32, PSNR in dB, by `python -m benchmarks.quality`."
 
 
 def similarity(folder: Path) -> str:
@@ -233,6 +254,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "published": as_published,
     "latency": latency,
     "picture": picture,
+    **{f"card-{name}": functools.partial(card, model=name) for name in (STUDENT, TEACHER)},
 }
 
 

@@ -151,7 +151,7 @@ class DistillSettings(Settings):
     cache_batches: PositiveInt = 128
     loss: str = "l1"
     # As in TrainSettings.
-    balance_sigma: bool = True
+    balance_sigma: bool = False
     # Weights of the distances to the teacher's output, to the clean image, and to the teacher's features.
     output_weight: Annotated[float, Field(ge=0)] = 0.5
     clean_weight: Annotated[float, Field(ge=0)] = 0.5

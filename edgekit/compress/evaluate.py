@@ -60,7 +60,8 @@ def evaluate(
             evaluation mode for the while; its weights and mode are as before afterwards.
         tiles: see `Tiles`; of any size.
         sigmas: levels of the Gaussian noise, in 8-bit units.
-    Returns: mean PSNR over the tiles in dB, by sigma (the mean of theirs, where tiles come with noise); a tile without a wrong pixel counts as `EQUAL_DB`.
+    Returns: mean PSNR over the tiles in dB, by sigma (the mean of theirs, where tiles come with noise); a tile without
+        a wrong pixel counts as `edgekit.runtime.verdict.EQUAL_DB`.
     Raises: ShapeError: tiles of another rank or dtype, or that do not fit the model.
     """
     clean = tiles.clean if isinstance(tiles, NoisyTiles) else tiles

@@ -28,7 +28,7 @@ from edgekit.train.ema import WeightAverage
 from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
 from edgekit.train.journal import Journal
-from edgekit.train.sampling import batches, prefetched
+from edgekit.train.sampling import batches, stream
 from edgekit.train.state import FILE, load_state, save_state
 from edgekit.train.validation import denoise, evaluate, sample, validation_levels
 
@@ -180,11 +180,12 @@ class _Run:
         began = time.perf_counter() - (journal.seconds if journal else 0)
         accumulate, total = self.settings.accumulate, self.settings.steps
         sampler = batches(self.source, self.settings, rank=self.fabric.global_rank)
-        stream = prefetched(sampler, self.step * accumulate, total * accumulate)
+        ahead = self.fabric.device.type != "cpu"
+        drawn = stream(sampler, self.step * accumulate, total * accumulate, ahead=ahead)
         try:
-            with closing(stream):
+            with closing(drawn):
                 while self.step < total and not self.stalled():
-                    loss = self.one_step([next(stream) for _ in range(accumulate)])
+                    loss = self.one_step([next(drawn) for _ in range(accumulate)])
                     self.record(journal, began)
                     if progress and first:
                         progress(self.step, total, f"loss {loss:.4f}")

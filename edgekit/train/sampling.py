@@ -73,9 +73,17 @@ def batches(source: ImageSource, settings: TrainSettings, *, rank: int = 0) -> S
     return Sampler(source, settings, rank)
 
 
-def prefetched(sampler: Sampler, start: int, stop: int) -> Generator[Batch]:
-    """The batches of the steps from `start` up to `stop`, the next one drawn in a thread while this one is used."""
+def stream(sampler: Sampler, start: int, stop: int, *, ahead: bool) -> Generator[Batch]:
+    """The batches of the steps from `start` up to `stop`.
+
+    Args:
+        ahead: draw the next one in a thread while this one is used: for a GPU. On a CPU, where a step keeps every core
+            busy, the thread made a step of dsunet-s a third slower on two cores (41 against 31 ms).
+    """
     if start >= stop:
+        return
+    if not ahead:
+        yield from map(sampler, range(start, stop))
         return
     with ThreadPoolExecutor(1, thread_name_prefix="edgekit-batches") as pool:
         ahead: Future[Batch] = pool.submit(sampler, start)
