@@ -272,7 +272,7 @@ def measure(
 
             def one(k: int, column: Column = column, runners: SimpleQueue[Run] = runners) -> tuple[float, float]:
                 clean = chosen.images[k]
-                image = clipped[k] if column.clipped else sets.noisy(clean, sigma, k, seed)
+                image = clipped[k] if column.clipped else sets.noisy_as_published(clean, sigma)
                 run = runners.get()
                 try:
                     result = run(image, sigma)

@@ -12,7 +12,7 @@ from edgekit.errors import DataError
 from edgekit.recipe import AugmentSettings, NoiseSettings, TrainSettings
 from edgekit.train import patches
 from edgekit.train.images import ImageSource, Picture
-from edgekit.train.sampling import batches, prefetched
+from edgekit.train.sampling import batches, stream
 
 PLAIN = AugmentSettings(flip=False, rotate=False, permute_channels=0, saturation=0, gain=0)
 
@@ -159,10 +159,11 @@ def test_crops_larger_than_an_image() -> None:
         batches(images(), settings(patch=48))
 
 
-def test_prefetched_is_the_same_in_order() -> None:
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_stream_draws_the_same_in_order(ahead: bool) -> None:
     draw = batches(images(), settings())
-    ahead = list(prefetched(draw, 2, 6))
-    assert len(ahead) == 4
-    for step, batch in zip(range(2, 6), ahead, strict=True):
+    drawn = list(stream(draw, 2, 6, ahead=ahead))
+    assert len(drawn) == 4
+    for step, batch in zip(range(2, 6), drawn, strict=True):
         assert torch.equal(batch.noisy, draw(step).noisy)
-    assert list(prefetched(draw, 3, 3)) == []
+    assert list(stream(draw, 3, 3, ahead=ahead)) == []
