@@ -72,7 +72,9 @@ def test_clipped_input_is_what_a_device_hands_over() -> None:
         measure("dsunet-s", white, 50, columns, pool)
     assert seen["int8"].dtype == np.uint8
     assert seen["unclipped"].max() > 300
-    np.testing.assert_array_equal(seen["int8"], sets.to_bytes(seen["unclipped"]))
+    white_image = white.images[0]
+    np.testing.assert_array_equal(seen["int8"], sets.to_bytes(sets.noisy(white_image, 50, 0)))
+    np.testing.assert_array_equal(seen["unclipped"], sets.noisy_as_published(white_image, 50))
 
 
 @pytest.fixture
