@@ -16,7 +16,8 @@ from torchao.quantization.pt2e.quantizer import (
 from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
 from edgekit.compress.scheme import Scheme
 
-CONVOLUTIONS = {torch.ops.aten.conv2d.default, torch.ops.aten.conv_transpose2d.input}
+# Not transposed ones, whose output channels are the weight's second axis: no model here has one.
+CONVOLUTIONS = {torch.ops.aten.conv2d.default}
 RELU = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default}
 _ARITHMETIC = {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor}
 # Operators that only move values: their output is the input's integers.

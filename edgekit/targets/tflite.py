@@ -144,6 +144,7 @@ def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, blind: bo
         wrapped = _Blind(module) if blind else _ChannelsLast(module)
         try:
             litert_torch.convert(wrapped, sample_kwargs=sample, quant_config=config).export(str(path))
+            tflite_file.name_output(path, "clean")
         except Exception as error:  # the converter raises whatever its MLIR passes raise
             first = str(error).strip().splitlines()
             raise ExportError(

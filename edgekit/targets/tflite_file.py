@@ -86,6 +86,15 @@ def layers(path: Path, known: Sequence[QuantizedLayer] = ()) -> tuple[LayerRepor
     return tuple(found)
 
 
+def name_output(path: Path, name: str) -> None:
+    """Give the one output of a file's signature a name that says what it is; the converter numbers them."""
+    model = read(path)
+    for signature in model.signatureDefs or []:
+        (output,) = signature.outputs
+        output.name = name
+    write(model, path)
+
+
 def unsigned_io(source: Path, destination: Path) -> None:
     """Rewrite an int8 file so that images enter and leave as uint8 (scale 1/255, zero point 0); the rest is unchanged.
 

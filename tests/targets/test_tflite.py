@@ -98,6 +98,12 @@ def test_images_enter_and_leave_as_8_bit_levels(whole: Case) -> None:
         assert sigma.scale == pytest.approx(55 / 255 / 255)
 
 
+def test_tensors_are_named_after_what_they_hold(whole: Case) -> None:
+    for variant in whole.lowered.variants:
+        assert {spec.name for spec in variant.inputs} == {"image", "sigma"}
+        assert [spec.name for spec in variant.outputs] == ["clean"]
+
+
 def test_the_precision_asked_for_comes_first(whole: Case) -> None:
     assert [v.name for v in whole.lowered.variants] == ["int8", "int8-uint8io", "fp16", "fp32"]
 
