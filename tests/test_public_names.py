@@ -58,9 +58,9 @@ def test_package_forwards_its_call(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_compress_takes_every_plain_setting_of_the_recipe() -> None:
     from edgekit.recipe import Recipe
 
-    stages = {"pruning", "distillation", "quantization"}
+    nested = {"noise", "pruning", "distillation", "quantization"}
     assert set(inspect.signature(edgekit.compress).parameters) - {"recipe", "out", "force", "resume", "progress"} == (
-        set(Recipe.model_fields) - stages
+        set(Recipe.model_fields) - nested
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -87,6 +88,8 @@ def _psnr(model: Denoise, tiles: NoisyTiles) -> float:
     # One tile at a time: memory stays that of a tile, and the figure does not depend on a batch size.
     for clean, noisy, sigma in zip(*tiles, strict=True):
         output = np.rint(np.clip(denoise_whole(model, noisy, float(sigma)), 0, 1) * 255.0)
+        if not np.isfinite(output).all():
+            return math.nan  # training says where it comes from
         total += decibels(output.astype(np.uint8), clean)
     return total / len(tiles.clean)
 

@@ -126,9 +126,9 @@ def test_other_kernels_are_held_to_the_portable_ones(
     assert "portable kernels give other bits than the host's did" in capsys.readouterr().out
 
 
-def test_a_field_that_is_missing_is_no_verdict(written_bundle: Path) -> None:
-    edit_manifest(written_bundle, lambda data: data["model"].pop("halo"))
-    code, _, err = run(written_bundle)
+def test_a_field_that_is_missing_is_no_verdict(bundle_copy: Path) -> None:
+    edit_manifest(bundle_copy, lambda data: data["model"].pop("halo"))
+    code, _, err = run(bundle_copy)
     assert code == 2
     assert err.splitlines()[-1].startswith("verify.py: the bundle in")
     assert "Traceback" not in err
