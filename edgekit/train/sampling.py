@@ -86,11 +86,11 @@ def stream(sampler: Sampler, start: int, stop: int, *, ahead: bool) -> Generator
         yield from map(sampler, range(start, stop))
         return
     with ThreadPoolExecutor(1, thread_name_prefix="edgekit-batches") as pool:
-        ahead: Future[Batch] = pool.submit(sampler, start)
+        coming: Future[Batch] = pool.submit(sampler, start)
         for step in range(start, stop):
-            batch = ahead.result()
+            batch = coming.result()
             if step + 1 < stop:
-                ahead = pool.submit(sampler, step + 1)
+                coming = pool.submit(sampler, step + 1)
             yield batch
 
 
