@@ -145,10 +145,11 @@ def compress(
     Returns: the bundle, read back and verified; `edgekit.check` judges it.
     Raises: EdgekitError: anything that is wrong with the recipe, images, weights or disk, before or while it runs.
     """
-    # Before anything is read, let alone trained.
-    writer.check_free(out / f"{Path(recipe.model).stem}-{recipe.target}.edgekit", force)
     target, original, teacher = _prepare(recipe)
+    if recipe.data is not None:
+        check_folder(recipe.data)
     destination = out / f"{Path(recipe.model).stem}-{target.name}.edgekit"
+    writer.check_free(destination, force)
     images = open_stage_data(recipe, original.channels)
     inputs = {
         "weights' digest": fingerprint([], original),

@@ -9,7 +9,7 @@ from edgekit.errors import BundleError
 
 _PYTHON = Template('''"""Denoise an image file with this bundle.
 
-    pip install 'edgekit[litert]'
+    pip install 'edgekit[litert]'        # or, in a clone of edgekit: pip install ".[litert]"
     python samples/python.py noisy.png clean.png 25
 
 The last argument is the noise level in 8-bit units, $low to $high.
@@ -23,6 +23,8 @@ from PIL import Image
 
 import edgekit
 
+if len(sys.argv) != 4:
+    sys.exit("usage: python samples/python.py NOISY CLEAN SIGMA, e.g. noisy.png clean.png 25")
 source, destination, sigma = sys.argv[1], sys.argv[2], float(sys.argv[3])
 noisy = np.asarray(Image.open(source).convert("$mode"))
 with edgekit.open(Path(__file__).resolve().parents[1]) as denoiser:

@@ -245,6 +245,9 @@ def main(folder: Path, wanted: str | None = None) -> int:
         reasons.append(
             f"total drop {fp32 - here:.3f} dB, {allowed:g} dB allowed: compress with more --steps, less --prune"
         )
+    noisy = float(np.mean([row[1] for row in table]))
+    if here < noisy:
+        reasons.append(f"output is worse than the noisy input ({here:.2f} dB against {noisy:.2f} dB)")
     found = differs(
         golden,
         device,

@@ -128,6 +128,11 @@ def judge(
     # Written so that a NaN fails.
     if not total.total_drop <= thresholds.max_drop:
         reasons.append(_explain_drop(table, total, thresholds, layers))
+    if total.device < total.noisy:
+        reasons.append(
+            f"output is worse than the noisy input ({total.device:.2f} dB against {total.noisy:.2f} dB): "
+            "train the model longer before it is compressed"
+        )
     if not agreement.held:
         other = "host" if agreement.reference == "host" else "FP32 model"
         reasons.append(
