@@ -20,10 +20,11 @@ from benchmarks.results import versions
 from benchmarks.sets import ROOT
 from edgekit.bundle import reader, writer
 from edgekit.bundle.golden import Golden
-from edgekit.bundle.manifest import Manifest, ModelFacts, Thresholds
+from edgekit.bundle.manifest import Manifest, Thresholds
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.quantize import quantize
 from edgekit.models import DenoiserModel
+from edgekit.pipeline import model_facts
 from edgekit.recipe import QuantizeSettings, Recipe
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.stage_data import GoldenImages, open_stage_data
@@ -32,7 +33,6 @@ from edgekit.targets import registry
 FOLDER = ROOT / "build" / "benchmarks" / "exports"
 TARGET = "tflite"
 SIGMA = (0.0, 55.0)
-_MAKERS = ("bundle", "compress", "models", "targets", "train")
 
 
 def tile_for(model: DenoiserModel, side: int) -> int:
@@ -62,9 +62,8 @@ def export(contestant: Contestant, tile: int, folder: Path = FOLDER) -> Bundle:
 
 def _code() -> str:
     """sha256 of the code that makes an export: after an edit an earlier one is stale."""
-    package = Path(edgekit.__file__).parent
-    sources = [package / "stage_data.py", *(f for part in _MAKERS for f in (package / part).rglob("*.py"))]
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sorted(sources))).hexdigest()
+    sources = sorted(Path(edgekit.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
 def _write(contestant: Contestant, tile: int, files: Path, place: Path) -> None:
@@ -82,26 +81,13 @@ def _write(contestant: Contestant, tile: int, files: Path, place: Path) -> None:
         progress=lambda done, total, text="": None,
     )
     lowered = target.lower(model, program, files, name=contestant.name, tile=tile, precision="int8")
-    macs, parameters = model.macs_per_pixel(), model.parameter_count()
     manifest = Manifest(
         name=contestant.name,
         target=TARGET,
         precision="int8",
         default_variant="int8",
         variants=lowered.variants,
-        model=ModelFacts(
-            arch=model.arch,
-            channels=model.channels,
-            stride=model.stride,
-            halo=model.halo,
-            blind=model.blind,
-            macs_per_pixel=macs,
-            parameters=parameters,
-            original_macs_per_pixel=macs,
-            original_parameters=parameters,
-            original_bytes=4 * parameters,
-            source=model.source,
-        ),
+        model=model_facts(model, model),
         tile=tile,
         sigma=SIGMA,
         thresholds=Thresholds(max_drop=recipe.max_drop),

@@ -103,8 +103,6 @@ def plan(recipe: Recipe) -> list[StagePlan]:
     Raises: what `compress` raises about a recipe before it begins.
     """
     _, original, teacher = _prepare(recipe)
-    if recipe.data is not None:
-        check_folder(recipe.data)
     pruning, distillation, quantization = settings_of(recipe)
     pixels = distillation.batch * distillation.patch**2
     step, taught = (0.0 if m is None else m.macs_per_pixel() * pixels / _MACS_PER_STEP for m in (original, teacher))
@@ -146,8 +144,6 @@ def compress(
     Raises: EdgekitError: anything that is wrong with the recipe, images, weights or disk, before or while it runs.
     """
     target, original, teacher = _prepare(recipe)
-    if recipe.data is not None:
-        check_folder(recipe.data)
     destination = out / f"{Path(recipe.model).stem}-{target.name}.edgekit"
     writer.check_free(destination, force)
     images = open_stage_data(recipe, original.channels)
@@ -212,7 +208,7 @@ def _silent(stage: str, done: int, total: int, text: str = "") -> None:
 
 
 def _prepare(recipe: Recipe) -> tuple[Target, DenoiserModel, DenoiserModel | None]:
-    """The target, the model and its teacher, once everything that a recipe can say wrong about them is refused."""
+    """The target, the model and its teacher, once everything is refused that shows before the images are read."""
     target = targets.get(recipe.target)
     if (missing := target.available()) is not None:
         raise MissingExtraError.needs(f"--target {target.name}", missing, target.extra)
@@ -223,6 +219,8 @@ def _prepare(recipe: Recipe) -> tuple[Target, DenoiserModel, DenoiserModel | Non
     _check_names(recipe)
     original, teacher = _models(recipe)
     _check_tile(recipe.tile, original)
+    if recipe.data is not None:
+        check_folder(recipe.data)
     return target, original, teacher
 
 
@@ -401,19 +399,7 @@ def _manifest(
         precision=recipe.precision,
         default_variant=default.name,
         variants=lowered.variants,
-        model=ModelFacts(
-            arch=compressed.arch,
-            channels=compressed.channels,
-            stride=compressed.stride,
-            halo=compressed.halo,
-            blind=compressed.blind,
-            macs_per_pixel=compressed.macs_per_pixel(),
-            parameters=compressed.parameter_count(),
-            original_macs_per_pixel=original.macs_per_pixel(),
-            original_parameters=original.parameter_count(),
-            original_bytes=4 * original.parameter_count(),
-            source=compressed.source,
-        ),
+        model=model_facts(compressed, original),
         tile=recipe.tile,
         sigma=recipe.sigma,
         thresholds=thresholds,
@@ -422,6 +408,23 @@ def _manifest(
         recipe=_shareable(recipe),
         licences=_licences(recipe) | {"data": run.images.licence},
         versions=_versions(),
+    )
+
+
+def model_facts(compressed: DenoiserModel, original: DenoiserModel) -> ModelFacts:
+    """What a manifest says of the network inside, beside the one that it was made from."""
+    return ModelFacts(
+        arch=compressed.arch,
+        channels=compressed.channels,
+        stride=compressed.stride,
+        halo=compressed.halo,
+        blind=compressed.blind,
+        macs_per_pixel=compressed.macs_per_pixel(),
+        parameters=compressed.parameter_count(),
+        original_macs_per_pixel=original.macs_per_pixel(),
+        original_parameters=original.parameter_count(),
+        original_bytes=4 * original.parameter_count(),
+        source=compressed.source,
     )
 
 

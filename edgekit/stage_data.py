@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from edgekit.compress.batches import Batches
 from edgekit.compress.evaluate import NoisyTiles, Tiles, noisy_tiles
-from edgekit.compress.record import SIGMAS
 from edgekit.errors import DataError
 from edgekit.recipe import NoiseSettings, Recipe, TrainSettings
 from edgekit.train import noise
 from edgekit.train.images import ImageSource, Picture, open_images, split
 from edgekit.train.sampling import batches
+from edgekit.train.validation import validation_levels
 
 # Side of a tile in pixels, and how many of each kind: enough for 0.01 dB of repeatable figures, few enough to ship.
 TILE = 96
@@ -66,6 +66,7 @@ def open_stage_data(recipe: Recipe, channels: int) -> StageData:
     stage = recipe.distillation
     source = open_images(recipe.data, channels=channels, patch=stage.patch, seed=recipe.seed)
     settings = recipe.noise.model_copy(update={"sigma": recipe.sigma})
+    levels = validation_levels(settings)
     drawing = TrainSettings(batch=stage.batch, patch=stage.patch, seed=recipe.seed, noise=settings)
     pairs = list(islice(_tiles(source, recipe.seed), 2 * TILES))
     share = 0.04
@@ -86,8 +87,8 @@ def open_stage_data(recipe: Recipe, channels: int) -> StageData:
     return StageData(
         batches=batches(source, drawing),
         tiles=seen,
-        sigmas=_levels(recipe.sigma),
-        golden=_golden(judged, recipe.sigma),
+        sigmas=levels,
+        golden=_golden(judged, levels),
         digest=source.digest,
         licence=source.licence,
         skipped=source.skipped,
@@ -114,12 +115,6 @@ def _grid(picture: Picture, rng: np.random.Generator) -> list[tuple[slice, slice
     return [cells[i] for i in rng.permutation(len(cells))]
 
 
-def _levels(sigma: tuple[float, float]) -> tuple[float, ...]:
-    """The levels that the field reports, as far as they lie in the range; its upper end where none does."""
-    low, high = sigma
-    return tuple(s for s in SIGMAS if low <= s <= high) or (high,)
-
-
 def _with_noise(pairs: list[tuple[Images, Images | None]], settings: NoiseSettings, seed: int) -> Tiles:
     """Tiles of pairs with their own noise, else with noise that is drawn; Gaussian noise is added level by level later.
 
@@ -140,10 +135,9 @@ def _with_noise(pairs: list[tuple[Images, Images | None]], settings: NoiseSettin
     return NoisyTiles(clean, noisy, np.clip(sigma, *settings.sigma).astype(np.float32))
 
 
-def _golden(tiles: Tiles, sigma: tuple[float, float]) -> GoldenImages:
+def _golden(tiles: Tiles, levels: tuple[float, ...]) -> GoldenImages:
     if isinstance(tiles, NoisyTiles):
         return GoldenImages(tiles.noisy, tiles.clean, tiles.sigma)
-    levels = _levels(sigma)
     # Another seed than the stage records'.
     noisy = np.concatenate([noisy_tiles(tiles, level, seed=1) for level in levels])
     clean = np.concatenate([tiles] * len(levels))

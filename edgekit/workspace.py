@@ -43,7 +43,7 @@ class Workspace:
                     "use the same settings, or start over with --force"
                 )
             return
-        if not (resume or force) and any(folder.glob("*.safetensors")) | any(folder.glob("*.ckpt")):
+        if not (resume or force) and (any(folder.glob("*.safetensors")) or any(folder.glob("*.ckpt"))):
             raise OutputExistsError(
                 f"{folder} holds an unfinished run: go on with --resume, or throw it away with --force"
             )

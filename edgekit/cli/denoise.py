@@ -43,14 +43,16 @@ def denoise(
                 unreadable.append(str(error))
                 typer.echo(f"skipped: {error}", err=True)
                 continue
+            sigma_told = level
             if level == "auto" and denoiser.sigma_range is not None:
                 found = denoiser.estimate(picture.pixels)
                 doubt = "; JPEG noise reads too low" if source.suffix.lower() in (".jpg", ".jpeg") else ""
                 if not found.clamped:  # that case warns below
+                    sigma_told = found.sigma
                     typer.echo(f"note: {source}: sigma {found.sigma:.1f}, estimated{doubt}", err=True)
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
-                clean = denoiser(picture.pixels, sigma=level)
+                clean = denoiser(picture.pixels, sigma=sigma_told)
             for warning in told:
                 typer.echo(f"note: {source}: {warning.message}", err=True)
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgekit.compress.batches import Batches, Progress
+from edgekit.compress.batches import Batch, Batches, Progress
 from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.lessons import fingerprint
 from edgekit.compress.program import QuantizedProgram
@@ -52,12 +52,12 @@ def quantize(
     teacher = model.eval()
     before = evaluate(teacher, tiles, sigmas)
     program = QuantizedProgram(model, scheme, sigma_range)
-    _observe(program, settings, batches)
+    observed = [batches(step) for step in range(settings.calibration_batches)]
+    _observe(program, observed)
     calibrated = evaluate(program, tiles, sigmas)
     after = calibrated
     if settings.steps:
-        first = [batches(step) for step in range(settings.calibration_batches)]
-        run = fingerprint(first, model, scheme=str(scheme), **settings.model_dump())
+        run = fingerprint(observed, model, scheme=str(scheme), **settings.model_dump())
         _learn(program, teacher, settings, batches, progress, Checkpoint(checkpoint, run))
         after = evaluate(program, tiles, sigmas)
     size = Size(model.macs_per_pixel(), model.parameter_count())
@@ -75,10 +75,9 @@ def quantize(
     return program, record
 
 
-def _observe(program: QuantizedProgram, settings: QuantizeSettings, batches: Batches) -> None:
+def _observe(program: QuantizedProgram, observed: Sequence[Batch]) -> None:
     with program.in_float(), torch.no_grad():
-        for step in range(settings.calibration_batches):
-            batch = batches(step)
+        for batch in observed:
             program(batch.noisy, batch.sigma)
     for bounds in program.ranges:
         if not (torch.isfinite(bounds.lower) and torch.isfinite(bounds.upper)):

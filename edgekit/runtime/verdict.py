@@ -74,8 +74,10 @@ class Agreement:
     @property
     def held(self) -> bool:
         """Whether the device keeps within what is required."""
-        if self.bit_exact or self.max_lsb == 0:
-            return self.max_lsb == 0
+        if self.max_lsb == 0:
+            return True
+        if self.bit_exact:
+            return False
         return self.psnr >= self.psnr_allowed and (
             self.portable == 1.0 or (self.portable is None and not self.portable_required)
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -29,7 +28,7 @@ from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
 from edgekit.train.journal import Journal
 from edgekit.train.sampling import batches, stream
-from edgekit.train.state import FILE, load_state, save_state
+from edgekit.train.state import FILE, load_state, save_state, weights_digest
 from edgekit.train.validation import denoise, evaluate, sample, validation_levels
 
 # Settings that change what is written when, not what is learned: a resumed run may have others.
@@ -352,8 +351,7 @@ def _identity(
     chosen = settings.model_dump(mode="json")
     taught = "none"
     if teacher is not None:
-        values = b"".join(value.cpu().float().numpy().tobytes() for value in teacher.state_dict().values())
-        taught = f"{teacher.arch} {hashlib.sha256(values).hexdigest()[:12]}"
+        taught = f"{teacher.arch} {weights_digest(teacher)}"
     return {
         "model": f"{model.arch} {json.dumps(model.config())}",
         "set of images": f"{len(source.training)} of {source.digest[:12]}",

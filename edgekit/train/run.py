@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from edgekit.recipe import TrainSettings
 from edgekit.train.images import ImageSource, open_images
 from edgekit.train.journal import read_log
 from edgekit.train.loop import Progress, check, fit
-from edgekit.train.state import FILE
+from edgekit.train.state import FILE, weights_digest
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
@@ -103,7 +102,7 @@ def train(
     if force and not resume:
         for path in existing:
             path.unlink(missing_ok=True)
-    identity = {"starting weights": _digest(model) if weights is not None else "random"}
+    identity = {"starting weights": weights_digest(model) if weights is not None else "random"}
     recipe = _recipe(model_name, model, source, settings, weights, teacher)
     trained = fit(
         model,
@@ -155,8 +154,3 @@ def _recipe(
     }
     text: str = yaml.safe_dump(content, sort_keys=False)
     return text
-
-
-def _digest(model: DenoiserModel) -> str:
-    values = b"".join(value.cpu().float().numpy().tobytes() for value in model.state_dict().values())
-    return hashlib.sha256(values).hexdigest()[:12]

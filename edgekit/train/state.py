@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 
 from edgekit.errors import CheckpointError, RecipeError
+from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
 
 FILE = "last.ckpt"
@@ -48,3 +50,9 @@ def load_state(folder: Path, run: Mapping[str, str]) -> dict[str, Any] | None:
                 "resume it with the settings it began with, or write to another folder"
             )
     return state
+
+
+def weights_digest(model: DenoiserModel) -> str:
+    """The first 12 digits of the sha256 of a model's weights, for the comparison of runs."""
+    values = b"".join(value.cpu().float().numpy().tobytes() for value in model.state_dict().values())
+    return hashlib.sha256(values).hexdigest()[:12]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -108,8 +107,7 @@ def _samples(
             noisy = to_tensor(given)
             yield clean, noisy, noise.level(clean, noisy)
         elif sigma is not None:
-            # As KAIR's test scripts draw it, every image from the same seed: published tables come out to 0.01 dB.
-            drawn = np.random.RandomState(seed).normal(0, sigma / 255, pixels.shape)
+            drawn = noise.as_published(pixels.shape, sigma / 255, seed)
             noisy = clean + torch.from_numpy(drawn).permute(2, 0, 1)[None].float()
             yield clean, noise.quantize_8bit(noisy) if device_input else noisy, torch.tensor([sigma / 255])
         else:
