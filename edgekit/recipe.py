@@ -100,13 +100,15 @@ class TrainSettings(Settings):
     # Divide each image's loss by (sigma + 5) in 8-bit units, so that low noise counts as much as high.
     # Off: for L1, whose gradient does not shrink with the error, it hands low noise most of the say.
     balance_sigma: bool = False
+    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     # Steps of linear rise, here and in the other stages: at most a tenth of the run.
     warmup: Annotated[int, Field(ge=0)] = 500
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "bf16-mixed"
+    # "auto": bf16-mixed where the processor multiplies bfloat16, else 32-true.
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     seed: Seed = 0
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
     validate_every: PositiveInt = 2000
@@ -163,7 +165,7 @@ class DistillSettings(Settings):
     warmup: Annotated[int, Field(ge=0)] = 50
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    precision: Literal["32-true", "bf16-mixed"] = "bf16-mixed"
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     seed: Seed = 0
     save_every: PositiveInt = 500
 

@@ -129,7 +129,7 @@ def train(
     patch: Annotated[Flag, typer.Option(metavar="PIXELS", show_default="96", help="Side of a crop.")] = None,
     learning_rate: Annotated[Flag, typer.Option(metavar="RATE", show_default="0.002", help="At its peak.")] = None,
     precision: Annotated[
-        Flag, typer.Option(metavar="NAME", show_default="bf16-mixed", help="bf16-mixed, 16-mixed or 32-true.")
+        Flag, typer.Option(metavar="NAME", show_default="auto", help="auto, bf16-mixed, 16-mixed or 32-true.")
     ] = None,
     accelerator: Annotated[Flag, typer.Option(metavar="NAME", show_default="auto", help="cpu, cuda, mps.")] = None,
     devices: Annotated[Flag, typer.Option(metavar="N", show_default="1", help="Devices on each node.")] = None,

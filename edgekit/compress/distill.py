@@ -21,6 +21,7 @@ from edgekit.compress.steps import Checkpoint, finite
 from edgekit.errors import RecipeError, UnknownNameError
 from edgekit.losses import LOSSES, weighted
 from edgekit.models.base import DenoiserModel
+from edgekit.precision import resolve
 from edgekit.recipe import DistillSettings
 from edgekit.schedule import Average, cosine
 
@@ -120,13 +121,14 @@ def _train(
     prepared = len(pool) if teacher else 0
     total = prepared + settings.steps
     taught: list[Taught] = [{} for _ in pool]
+    device = next(student.parameters()).device
     if teacher is not None:
         taught = teach(
             teacher,
             pool,
             features=sorted(set(settings.features.values())),
-            half=settings.precision == "bf16-mixed",
-            device=next(student.parameters()).device,
+            half=half(settings, device),
+            device=device,
             cache=cache,
             progress=lambda done: progress(done, total, "teacher"),
         )
@@ -150,6 +152,7 @@ class _Learner:
     def __init__(self, student: DenoiserModel, settings: DistillSettings, example: Lesson) -> None:
         self._settings = settings
         self._device = next(student.parameters()).device
+        self._half = half(settings, self._device)
         self._student = student.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._imitation: FeatureLoss | None = None
         if settings.features:
@@ -183,8 +186,8 @@ class _Learner:
         settings = self._settings
         clean, noisy, sigma = (t.to(self._device) for t in lesson[:3])
         taught = {name: t.to(self._device) for name, t in lesson.taught.items()}
-        half = torch.autocast(self._device.type, torch.bfloat16, enabled=settings.precision == "bf16-mixed")
-        with half, tapped(self._student, settings.features) as features:
+        autocast = torch.autocast(self._device.type, torch.bfloat16, enabled=self._half)
+        with autocast, tapped(self._student, settings.features) as features:
             output = self._student(noisy, sigma).float()
             loss = torch.zeros((), device=self._device)
             if self._imitation is not None:
@@ -220,6 +223,11 @@ class _Learner:
         self._optimizer.load_state_dict(state["optimizer"])
         self._average.load_state_dict(state["average"])
         self.losses = list(state["losses"])
+
+
+def half(settings: DistillSettings, device: torch.device) -> bool:
+    """Whether the stage runs under bfloat16 autocast on a device."""
+    return resolve(settings.precision, device.type) == "bf16-mixed"
 
 
 def _silent(done: int, total: int, text: str = "") -> None:

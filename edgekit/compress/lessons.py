@@ -98,7 +98,7 @@ def teach(
 
     Args:
         features: modules of the teacher whose outputs are kept too.
-        half: run under bfloat16 autocast, which the output image survives and a CPU is three times faster at.
+        half: run under bfloat16 autocast, which the output image survives.
         cache: file to read when it is of this teacher and pool, and to write otherwise.
         progress: told how many batches are done.
     Raises: CheckpointError: the cache cannot be written.

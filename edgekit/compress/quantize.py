@@ -19,6 +19,7 @@ from edgekit.compress.steps import Checkpoint, finite
 from edgekit.errors import TrainingError
 from edgekit.losses import weighted
 from edgekit.models.base import DenoiserModel
+from edgekit.precision import has_bfloat16
 from edgekit.recipe import QuantizeSettings
 from edgekit.schedule import Average, cosine
 
@@ -142,7 +143,7 @@ def _learn(
 
 @torch.no_grad()
 def _teach(teacher: DenoiserModel, noisy: Tensor, sigma: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu")):
         clean: Tensor = teacher(noisy.contiguous(memory_format=torch.channels_last), sigma)
     return clean.float()
 

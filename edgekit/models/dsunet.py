@@ -1,4 +1,4 @@
-"""dsunet: the depthwise-separable students."""
+"""dsunet: the depthwise-separable students, and the teacher of their kind."""
 
 from __future__ import annotations
 
@@ -12,10 +12,16 @@ from edgekit.models.unet_core import ShuffledUNet
         "dsunet-n": {"widths": [16, 32], "encoder": [[]], "middle": [64] * 5, "decoder": [[32]]},
         "dsunet-s": {"widths": [32, 56], "encoder": [[]], "middle": [112] * 6, "decoder": [[64]]},
         "dsunet-m": {"widths": [48, 80], "encoder": [[96]], "middle": [160] * 6, "decoder": [[96]]},
+        "dsunet-l": {
+            "widths": [48, 96, 192],
+            "encoder": [[96] * 2, [192] * 2],
+            "middle": [384] * 6,
+            "decoder": [[96] * 2, [192] * 2],
+        },
     }
 )
 class DSUNet(ShuffledUNet):
-    """Depthwise-separable U-Net student, two levels, sized by MACs: n (2.8 kMAC/px), s (8.6), m (19.2)."""
+    """Depthwise-separable U-Net, sized by MACs: students n (2.8 kMAC/px), s (8.6), m (19.2); l (40.3) teaches."""
 
     arch = "dsunet"
     source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind FFDNet's pixel-unshuffle (arXiv:1710.04026)"

@@ -20,6 +20,7 @@ from edgekit import losses
 from edgekit.batch import Batch
 from edgekit.errors import CheckpointError, RecipeError, ShapeError, TrainingError
 from edgekit.models.base import DenoiserModel
+from edgekit.precision import resolve
 from edgekit.recipe import TrainSettings
 from edgekit.schedule import cosine
 from edgekit.train import noise
@@ -27,6 +28,7 @@ from edgekit.train.ema import WeightAverage
 from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
 from edgekit.train.journal import Journal
+from edgekit.train.optimizers import optimizer
 from edgekit.train.sampling import batches, stream
 from edgekit.train.state import FILE, load_state, save_state, weights_digest
 from edgekit.train.validation import denoise, evaluate, sample, validation_levels
@@ -73,7 +75,7 @@ def fit(
         CheckpointError: a checkpoint cannot be read or written.
     """
     check(model, source, settings, teacher)
-    fabric = _fabric(settings)
+    fabric, settings = _fabric(settings)
     torch.manual_seed(settings.seed)
     run = _Run(fabric, model, source, settings, folder, teacher, identity or {})
     return run.train(progress, on_start)
@@ -113,19 +115,23 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
         )
 
 
-def _fabric(settings: TrainSettings) -> Fabric:
+def _fabric(settings: TrainSettings) -> tuple[Fabric, TrainSettings]:
+    """Fabric on the devices that the settings name, and the settings with the precision that "auto" means there."""
     # Its messages about what it chose would interrupt the progress bar; warnings still come through.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*fp16 is not supported on CPU")  # refused below
-            fabric = Fabric(
-                accelerator=settings.accelerator,
-                devices=settings.devices,
-                num_nodes=settings.num_nodes,
-                strategy=settings.strategy,
-                precision=settings.precision,
-            )
+            where: dict[str, Any] = {
+                "accelerator": settings.accelerator,
+                "devices": settings.devices,
+                "num_nodes": settings.num_nodes,
+                "strategy": settings.strategy,
+            }
+            if settings.precision == "auto":
+                chosen = resolve("auto", Fabric(**where).device.type)
+                settings = settings.model_copy(update={"precision": chosen})
+            fabric = Fabric(**where, precision=settings.precision)
     except (ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(
@@ -136,7 +142,7 @@ def _fabric(settings: TrainSettings) -> Fabric:
     if settings.precision == "16-mixed" and fabric.device.type == "cpu":
         # Fabric would take bfloat16 instead, and the recipe would say otherwise.
         raise RecipeError("precision is '16-mixed', which needs a GPU: expected bf16-mixed or 32-true on a CPU")
-    return fabric
+    return fabric, settings
 
 
 class _Run:
@@ -154,11 +160,7 @@ class _Run:
     ) -> None:
         self.fabric, self.source, self.settings, self.folder = fabric, source, settings, folder
         self.model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        groups = parameter_groups(model, settings)
-        # The fused kernel unscales gradients itself, which float16's loss scaling cannot be clipped with.
-        fused = settings.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
-        self.wrapped, self.optimizer = fabric.setup(model, optimizer)
+        self.wrapped, self.optimizer = fabric.setup(model, optimizer(parameter_groups(model, settings), settings))
         self.average = WeightAverage(model, settings.ema)
         self.teacher: DenoiserModel | None = None
         if teacher is not None:

@@ -64,7 +64,9 @@ def test_it_learns(tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path
     assert calls[-1][2].startswith("loss 0.")
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2}, {"precision": "bf16-mixed"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"accumulate": 2}, {"precision": "bf16-mixed"}, {"optimizer": "muon"}], ids=str
+)
 def test_a_killed_run_resumes_to_the_bit(
     tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
