@@ -1,4 +1,4 @@
-"""Whole models as LiteRT files, so that they run in the same runtime as a bundle: float, and INT8 by calibration alone.
+"""Whole models as a target's files, so that they run in the same runtime as a bundle: float, and INT8 by calibration alone.
 
 What these figures are compared with is the bundle that `edgekit compress` makes: pruned, distilled, and quantized with
 training (QAT).
@@ -41,22 +41,23 @@ def tile_for(model: DenoiserModel, side: int) -> int:
     return -(-(side + 2 * border) // model.stride) * model.stride
 
 
-def export(contestant: Contestant, tile: int, folder: Path = FOLDER) -> Bundle:
+def export(contestant: Contestant, tile: int, folder: Path = FOLDER, target: str = TARGET) -> Bundle:
     """Export a model with nothing taken away, or open what an earlier run exported.
 
     Args:
         contestant: what to export.
         tile: height and width of the static input, a multiple of the model's stride.
         folder: where exports are kept.
+        target: what to export for.
     Returns: a bundle with the variants "fp32" and "int8" (ranges observed on the built-in images, nothing trained), its
         golden tile only there to make it whole: such a bundle is measured, not shipped.
     Raises: ExportError.
     """
     stamp = json.dumps([contestant.sha256, tile, versions(), _code()])
-    place = folder / f"{contestant.name}-{tile}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.edgekit"
+    place = folder / f"{contestant.name}-{target}-{tile}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.edgekit"
     if not place.exists():
         with tempfile.TemporaryDirectory() as files:
-            _write(contestant, tile, Path(files), place)
+            _write(contestant, tile, Path(files), place, target)
     return reader.read(place)
 
 
@@ -66,10 +67,10 @@ def _code() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
-def _write(contestant: Contestant, tile: int, files: Path, place: Path) -> None:
+def _write(contestant: Contestant, tile: int, files: Path, place: Path, name: str) -> None:
     model = contestant.model
-    target = registry.get(TARGET)
-    recipe = Recipe(model=contestant.name, teacher="none", target=TARGET, prune=0, steps=0, tile=tile, sigma=SIGMA)
+    target = registry.get(name)
+    recipe = Recipe(model=contestant.name, teacher="none", target=name, prune=0, steps=0, tile=tile, sigma=SIGMA)
     images = open_stage_data(recipe, model.channels)
     program, record = quantize(
         model,
@@ -83,7 +84,7 @@ def _write(contestant: Contestant, tile: int, files: Path, place: Path) -> None:
     lowered = target.lower(model, program, files, name=contestant.name, tile=tile, precision="int8")
     manifest = Manifest(
         name=contestant.name,
-        target=TARGET,
+        target=name,
         precision="int8",
         default_variant="int8",
         variants=lowered.variants,
@@ -96,7 +97,7 @@ def _write(contestant: Contestant, tile: int, files: Path, place: Path) -> None:
         recipe=recipe.model_dump(mode="json"),
         versions=versions(),
     )
-    written = {v.file: files / v.file for v in lowered.variants}
+    written = {file: files / file for v in lowered.variants for file in v.files}
     golden = _golden(Bundle(replace(manifest, files=dict.fromkeys(written, "")), files, files), images.golden)
     writer.write(place, manifest, written, golden)
 

@@ -1,6 +1,6 @@
 """Milliseconds per megapixel of useful pixels: float and INT8, one thread and two, beside the published FFDNet.
 
-Timed is the engine (LiteRT) on one tile, everything loaded. Useful are the pixels of a tile that a denoised image is
+Timed is the engine (LiteRT, or with --target openvino OpenVINO) on one tile, everything loaded. Useful are the pixels of a tile that a denoised image is
 made of: the halo, which neighbouring tiles compute again, is paid for and not counted. The contestants run in turns,
 so that whatever the machine does besides hits all of them, and the fastest of the rounds counts. What cutting,
 mirroring and putting together add is measured too, with the Denoiser on an image of two by two tiles.
@@ -58,7 +58,9 @@ def main(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     weights = contestants.weights_of(options.weights)
     names = contestants.measured(options.models, [STUDENT, TEACHER, PEER], weights)
-    out = options.out or results.default("latency", quick=options.rounds < 7 or bool(weights))
+    name = "latency" if options.target == "tflite" else f"latency-{options.target}"
+    out = options.out or results.default(name, quick=options.rounds < 7 or bool(weights))
+    place = options.bundle or sets.ROOT / "build" / f"{STUDENT}-{options.target}.edgekit"
     load = os.getloadavg()[0]
     if load > 0.5:
         say(f"the machine is busy (load {load:.1f}): times will be too long and ratios uncertain")
@@ -67,11 +69,11 @@ def main(arguments: Sequence[str]) -> int:
         for name in names:
             contestant = contestants.load(name, weights=weights, kair=options.kair)
             say(f"{name}: exporting, or opening an earlier export")
-            whole = stack.enter_context(export(contestant, options.tile))
+            whole = stack.enter_context(export(contestant, options.tile, target=options.target))
             for threads in options.threads:
                 timed += _tiles(whole, WHOLE, threads, stack)
                 if name == STUDENT:
-                    bundle = stack.enter_context(reader.read(options.bundle))
+                    bundle = stack.enter_context(reader.read(place))
                     timed += _tiles(bundle, COMPRESSED, threads, stack)
                     timed.append(_image(bundle, "int8", threads, stack))
         say(f"{len(timed)} contestants, {options.rounds} rounds")
@@ -91,7 +93,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.latency", description=__doc__)
-    parser.add_argument("--bundle", type=Path, default=sets.ROOT / "build" / f"{STUDENT}-tflite.edgekit")
+    parser.add_argument("--target", choices=["tflite", "openvino"], default="tflite")
+    parser.add_argument("--bundle", type=Path, help=f"build/{STUDENT}-TARGET.edgekit")
     parser.add_argument("--kair", type=Path, default=SHARED / "weights" / "kair", help="folder of published weights")
     parser.add_argument("--models", nargs="+", help=", ".join(contestants.NAMES))
     parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=FILE", help="instead of the shipped ones")
@@ -106,7 +109,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _facts(bundle: Bundle, figure: str, variant: str, denoiser: Denoiser, threads: int) -> dict[str, Any]:
-    file = next(v.file for v in bundle.manifest.variants if v.name == variant)
+    files = next(v.files for v in bundle.manifest.variants if v.name == variant)
     return {
         "model": bundle.manifest.name,
         "figure": figure,
@@ -116,8 +119,8 @@ def _facts(bundle: Bundle, figure: str, variant: str, denoiser: Denoiser, thread
         "halo": denoiser.halo,
         "useful_pixels": tiling.step(denoiser.tile, denoiser.halo, denoiser.stride) ** 2,
         "macs_per_pixel": round(bundle.manifest.model.macs_per_pixel, 1),
-        "bytes": bundle.path(file).stat().st_size,
-        "sha256": bundle.manifest.files[file],
+        "bytes": sum(bundle.path(file).stat().st_size for file in files),
+        "sha256": bundle.manifest.files[files[0]],
         "library": denoiser.engine.library,
         "kernels": denoiser.engine.kernels,
     }

@@ -17,7 +17,7 @@ from edgekit._version import __version__
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.api import compress, train
+    from edgekit.api import compress, compress_all, train
     from edgekit.bundle.reader import Bundle
     from edgekit.runtime.check import check
     from edgekit.runtime.denoiser import Denoiser, open
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "check",
     "compress",
+    "compress_all",
     "open",
     "train",
 ]
@@ -41,6 +42,7 @@ _WHERE = {
     "Denoiser": "edgekit.runtime.denoiser",
     "Verdict": "edgekit.runtime.verdict",
     "check": "edgekit.runtime.check",
+    "compress_all": "edgekit.api",
     "open": "edgekit.runtime.denoiser",
 }
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.errors import RecipeError
 from edgekit.extras import needed
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def compress(
     prune: float | None = None,
     steps: int | None = None,
     target: str | None = None,
+    quantizer: str | None = None,
     precision: str | None = None,
     max_drop: float | None = None,
     tile: int | None = None,
@@ -40,6 +42,8 @@ def compress(
 ) -> Bundle:
     """Compress a denoiser for a target: prune, distill, quantize, export, and write the bundle.
 
+    For `target="all"` see `compress_all`.
+
     Args:
         recipe: YAML file with any of these settings; those given here win. None (everywhere below): the recipe's value,
             or the default.
@@ -50,7 +54,8 @@ def compress(
         sigma: noise levels in 8-bit units, (low, high) or "low:high" within 0..255; (0, 55).
         prune: share of the MACs to remove, 0..0.9; 0.25.
         steps: training steps of distillation and quantization together; the stages' own.
-        target: what to export for, e.g. "tflite". It has no default.
+        target: what to export for: "tflite", "openvino" or "tensorrt". It has no default.
+        quantizer: "edgekit" (ranges learned by QAT), or "nncf" for OpenVINO (NNCF's post-training quantization).
         precision: "int8", "fp16" or "fp32"; "int8".
         max_drop: dB that may be lost in all, against the original FP32 model; 0.5.
         tile: height and width of the target's input in pixels; 512.
@@ -70,7 +75,36 @@ def compress(
         loaded = load_recipe(Path(recipe) if recipe is not None else None, **settings)
         from edgekit import pipeline
 
-        return pipeline.compress(loaded, out=Path(out), force=force, resume=resume, progress=progress)
+        if loaded.target == pipeline.ALL:
+            raise RecipeError("target is 'all': compress gives one bundle; call compress_all, or name one target")
+        return pipeline.compress(loaded, out=Path(out), force=force, resume=resume, progress=progress)[0]
+
+
+def compress_all(
+    *,
+    recipe: PathLike | None = None,
+    out: PathLike = "build",
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> dict[str, Bundle]:
+    """Compress a denoiser for every target: pruned and distilled once, quantized and exported for each.
+
+    Args:
+        recipe, out, force, resume, progress: as for `compress`.
+        settings: the other settings of `compress`, but `target`.
+    Returns: the bundles, open, by target.
+    Raises: what `compress` raises.
+    """
+    with needed("compress", "all"):
+        from edgekit.recipe import load_recipe
+
+        loaded = load_recipe(Path(recipe) if recipe is not None else None, **{**settings, "target": "all"})
+        from edgekit import pipeline
+
+        bundles = pipeline.compress(loaded, out=Path(out), force=force, resume=resume, progress=progress)
+        return {bundle.manifest.target: bundle for bundle in bundles}
 
 
 _NOT_SETTINGS = {"recipe", "out", "force", "resume", "progress"}

@@ -50,7 +50,12 @@ _NO_TEACHER_FILE: dict[str, Callable[[DenoiserModel], DenoiserModel | None]] = {
     "original": lambda original: original,
     "none": lambda original: None,
 }
-_LIBRARIES = ("torch", "torchao", "torch-pruning", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "numpy")
+_LIBRARIES = (
+    "torch", "torchao", "torch-pruning", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "onnx", "onnxruntime",
+    "openvino", "nncf", "numpy",
+)  # fmt: skip
+# The word for every target at once.
+ALL = "all"
 
 
 class Progress(Protocol):
@@ -73,7 +78,6 @@ class _Run:
     """What every stage of one run needs."""
 
     recipe: Recipe
-    target: Target
     images: StageData
     work: Workspace
     progress: Progress
@@ -102,7 +106,7 @@ def plan(recipe: Recipe) -> list[StagePlan]:
 
     Raises: what `compress` raises about a recipe before it begins.
     """
-    _, original, teacher = _prepare(recipe)
+    chosen, original, teacher = _prepare(recipe)
     pruning, distillation, quantization = settings_of(recipe)
     pixels = distillation.batch * distillation.patch**2
     step, taught = (0.0 if m is None else m.macs_per_pixel() * pixels / _MACS_PER_STEP for m in (original, teacher))
@@ -113,13 +117,14 @@ def plan(recipe: Recipe) -> list[StagePlan]:
     if distillation.steps:
         settings = {"teacher": recipe.teacher, **distillation.model_dump()}
         stages.append(StagePlan("distill", settings, distillation.steps * step * _SECONDS["step"] + taught))
-    if recipe.precision == "int8":
-        stages.append(
-            StagePlan("quantize", quantization.model_dump(), quantization.steps * step * _SECONDS["qat"] + 10)
-        )
-    lowering = {"target": recipe.target, "precision": recipe.precision, "tile": recipe.tile}
-    stages.append(StagePlan("export", lowering, _SECONDS["lower"]))
-    stages.append(StagePlan("check", {"max_drop": recipe.max_drop}, _SECONDS["check"]))
+    for target in chosen:
+        suffix = f" {target.name}" if len(chosen) > 1 else ""
+        if _learns(recipe):
+            seconds = quantization.steps * step * _SECONDS["qat"] + 10
+            stages.append(StagePlan(f"quantize{suffix}", quantization.model_dump(), seconds))
+        lowering = {"target": target.name, "precision": recipe.precision, "tile": recipe.tile}
+        stages.append(StagePlan(f"export{suffix}", lowering, _SECONDS["lower"]))
+        stages.append(StagePlan(f"check{suffix}", {"max_drop": recipe.max_drop}, _SECONDS["check"]))
     return stages
 
 
@@ -131,21 +136,23 @@ def compress(
     resume: bool = False,
     progress: Progress | None = None,
     on_verdict: Callable[[Verdict], None] | None = None,
-) -> Bundle:
-    """Run a recipe.
+) -> list[Bundle]:
+    """Run a recipe: prune and distill once, then quantize, export and judge for each of its targets.
 
     Args:
         out: folder that receives `MODEL-TARGET.edgekit`.
         force: replace a bundle that is there already, once the new one is complete, and throw away an unfinished run.
         resume: go on where a run with the same recipe was stopped.
         progress: told how far each stage is.
-        on_verdict: told the verdict that the bundle's report states.
-    Returns: the bundle, read back and verified; `edgekit.check` judges it.
+        on_verdict: told the verdict that each bundle's report states.
+    Returns: the bundles, read back and verified, one a target; `edgekit.check` judges them.
     Raises: EdgekitError: anything that is wrong with the recipe, images, weights or disk, before or while it runs.
     """
-    target, original, teacher = _prepare(recipe)
-    destination = out / f"{Path(recipe.model).stem}-{target.name}.edgekit"
-    writer.check_free(destination, force)
+    chosen, original, teacher = _prepare(recipe)
+    stem = Path(recipe.model).stem
+    destinations = {target.name: out / f"{stem}-{target.name}.edgekit" for target in chosen}
+    for destination in destinations.values():
+        writer.check_free(destination, force)
     images = open_stage_data(recipe, original.channels)
     inputs = {
         "weights' digest": fingerprint([], original),
@@ -153,13 +160,29 @@ def compress(
         "images' digest": images.digest,
         **{f"version of {name}": version for name, version in _versions().items()},
     }
-    work = Workspace(out / f".{destination.name}.work", recipe, inputs, resume=resume, force=force)
-    run = _Run(recipe, target, images, work, progress or _silent)
-
+    work = Workspace(out / f".{stem}-{recipe.target}.edgekit.work", recipe, inputs, resume=resume, force=force)
+    run = _Run(recipe, images, work, progress or _silent)
     records = [_original(run, original)]
+    compressed = _shrink(run, original, teacher, records)
+    exported = [_export(run, target, original, compressed, records, many=len(chosen) > 1) for target in chosen]
+    peers = {label: images for item in exported for label, images in item.outputs.items()}
+    bundles = []
+    for item in exported:
+        # Its own first: the others are held against it.
+        others = {**item.outputs, **{label: made for label, made in peers.items() if label not in item.outputs}}
+        bundles.append(_write(run, item, destinations[item.target.name], others, force, on_verdict))
+    work.remove()
+    return bundles
+
+
+def _shrink(
+    run: _Run, original: DenoiserModel, teacher: DenoiserModel | None, records: list[StageRecord]
+) -> DenoiserModel:
+    """Prune and distill; what no target changes."""
+    images, work = run.images, run.work
+    pruning, distillation, _ = settings_of(run.recipe)
     compressed = original
-    pruning, distillation, quantization = settings_of(recipe)
-    if recipe.prune:
+    if run.recipe.prune:
         compressed = _stage(
             run,
             records,
@@ -184,44 +207,40 @@ def compress(
                 cache=work.teachings("distill"),
             ),
         )
-    program = None
-    if recipe.precision == "int8":
-        program, record = quantize(
-            compressed,
-            target.scheme(),
-            quantization,
-            images.batches,
-            images.tiles,
-            sigma_range=(recipe.sigma[0] / 255, recipe.sigma[1] / 255),
-            sigmas=images.sigmas,
-            progress=run.reporter("quantize"),
-            checkpoint=work.checkpoint("quantize"),
-        )
-        records.append(record)
-    bundle = _bundle(run, original, compressed, program, records, destination, force, on_verdict)
-    work.remove()
-    return bundle
+    return compressed
+
+
+def _learns(recipe: Recipe) -> bool:
+    """Whether ranges are learned here, by the quantize stage."""
+    return recipe.precision == "int8" and recipe.quantizer == "edgekit"
 
 
 def _silent(stage: str, done: int, total: int, text: str = "") -> None:
     pass
 
 
-def _prepare(recipe: Recipe) -> tuple[Target, DenoiserModel, DenoiserModel | None]:
-    """The target, the model and its teacher, once everything is refused that shows before the images are read."""
-    target = targets.get(recipe.target)
-    if (missing := target.available()) is not None:
-        raise MissingExtraError.needs(f"--target {target.name}", missing, target.extra)
-    if recipe.precision not in target.precisions:
-        raise RecipeError(
-            f"precision {recipe.precision!r}: target {target.name} exports {', '.join(target.precisions)}"
-        )
+def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel | None]:
+    """The targets, the model and its teacher, once everything is refused that shows before the images are read."""
+    chosen = [targets.get(name) for name in (targets.names() if recipe.target == ALL else [recipe.target])]
+    for target in chosen:
+        if (missing := target.available()) is not None:
+            raise MissingExtraError.needs(f"--target {target.name}", missing, target.extra)
+        if recipe.precision not in target.precisions:
+            raise RecipeError(
+                f"precision {recipe.precision!r}: target {target.name} exports {', '.join(target.precisions)}"
+            )
+        if recipe.quantizer not in ("edgekit", *target.quantizers):
+            able = [name for name in targets.names() if recipe.quantizer in targets.get(name).quantizers]
+            raise RecipeError(
+                f"quantizer {recipe.quantizer!r}: target {target.name} takes "
+                f"{', '.join(('edgekit', *target.quantizers))}; {recipe.quantizer} is for --target {', '.join(able)}"
+            )
     _check_names(recipe)
     original, teacher = _models(recipe)
     _check_tile(recipe.tile, original)
     if recipe.data is not None:
         check_folder(recipe.data)
-    return target, original, teacher
+    return chosen, original, teacher
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -308,30 +327,82 @@ def _stage(
     return done[0]
 
 
-def _bundle(
+@dataclass(frozen=True)
+class _Exported:
+    """A target's files and what they give here, before the bundle is written.
+
+    Attributes:
+        outputs: by label, "tflite int8", what the default variant gave for the golden tiles, and what another quantizer
+            gave that the report compares with it: uint8 [K, H, W, C].
+    """
+
+    target: Target
+    manifest: Manifest
+    golden: Golden
+    files: dict[str, Path]
+    outputs: dict[str, NDArray[np.uint8]]
+
+
+def _export(
     run: _Run,
+    target: Target,
     original: DenoiserModel,
     compressed: DenoiserModel,
-    program: QuantizedProgram | None,
-    records: list[StageRecord],
-    destination: Path,
-    force: bool,
-    on_verdict: Callable[[Verdict], None] | None,
-) -> Bundle:
-    """Lower, run the golden tiles on this machine, and write the bundle."""
-    recipe = run.recipe
-    run.progress("export", 0, 3, "lowering")
-    files = run.work.folder / "files"
+    shared: list[StageRecord],
+    *,
+    many: bool,
+) -> _Exported:
+    """Quantize for a target, lower, and run the golden tiles on this machine."""
+    recipe = run.recipe.model_copy(update={"target": target.name})
+    suffix = f" {target.name}" if many else ""
+    records = list(shared)
+    _, _, quantization = settings_of(recipe)
+    program = None
+    if _learns(recipe):
+        program, record = quantize(
+            compressed,
+            target.scheme(),
+            quantization,
+            run.images.batches,
+            run.images.tiles,
+            sigma_range=(recipe.sigma[0] / 255, recipe.sigma[1] / 255),
+            sigmas=run.images.sigmas,
+            progress=run.reporter(f"quantize{suffix}"),
+            checkpoint=run.work.checkpoint(f"quantize-{target.name}"),
+        )
+        records.append(record)
+    stage = f"export{suffix}"
+    run.progress(stage, 0, 3, "lowering")
+    files = run.work.folder / f"files-{target.name}"
     files.mkdir(exist_ok=True)
-    lowered = run.target.lower(
-        compressed, program, files, name=Path(recipe.model).stem, tile=recipe.tile, precision=recipe.precision
-    )
+    stem = Path(recipe.model).stem
     noisy, clean, sigma = run.images.golden.noisy, run.images.golden.clean, run.images.golden.sigma
-    run.progress("export", 1, 3, "golden tiles")
-    layers = lowered.layers if program is None else _with_sqnr(lowered, program, noisy, sigma)
     thresholds = Thresholds(max_drop=recipe.max_drop, min_int8_share=0.9 if recipe.precision == "int8" else 0.0)
-    manifest = _manifest(run, original, compressed, replace(lowered, layers=layers), records, thresholds)
-    host, kernels = _host_outputs(manifest, files, noisy, sigma)
+
+    def ran(lowered: Lowered) -> tuple[Manifest, NDArray[np.uint8], str]:
+        manifest = _manifest(run, target, recipe, original, compressed, lowered, records, thresholds)
+        return manifest, *_host_outputs(manifest, files, noisy, sigma)
+
+    lowering = {"name": stem, "tile": recipe.tile}
+    if recipe.precision == "int8" and program is None:
+        lowered = target.quantized_by(
+            recipe.quantizer, compressed, run.images.batches, quantization.calibration_batches, files, **lowering
+        )
+    else:
+        lowered = target.lower(compressed, program, files, precision=recipe.precision, **lowering)
+    run.progress(stage, 1, 3, "golden tiles")
+    if program is not None:
+        lowered = replace(lowered, layers=_with_sqnr(lowered, program, noisy, sigma))
+    manifest, host, kernels = ran(lowered)
+    outputs = {f"{target.name} {lowered.variants[0].name}": host}
+    if program is not None:
+        for quantizer in target.quantizers:
+            # The baseline to beat: in the report, not in the bundle.
+            run.progress(stage, 1, 3, f"{quantizer} for comparison")
+            other = target.quantized_by(
+                quantizer, compressed, run.images.batches, quantization.calibration_batches, files, **lowering
+            )
+            outputs[f"{target.name} int8 by {quantizer}"] = ran(other)[1]
     golden = Golden(
         noisy=noisy,
         clean=clean,
@@ -342,18 +413,38 @@ def _bundle(
         thresholds=thresholds,
         kernels=kernels,
     )
-    run.progress("export", 2, 3, "writing")
-    written = {v.file: files / v.file for v in lowered.variants}
+    written = {name: files / name for v in lowered.variants for name in v.files}
+    written |= {name: _text_file(files / name, text) for name, text in target.extras(manifest).items()}
+    return _Exported(target, manifest, golden, written, outputs)
+
+
+def _text_file(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def _write(
+    run: _Run,
+    item: _Exported,
+    destination: Path,
+    outputs: dict[str, NDArray[np.uint8]],
+    force: bool,
+    on_verdict: Callable[[Verdict], None] | None,
+) -> Bundle:
+    """Write a bundle and judge it."""
+    stage = f"check {item.target.name}" if run.recipe.target == ALL else "check"
+    run.progress(stage, 0, 1, "golden tiles through the runtime")
     verdicts: list[Verdict] = []
 
     def judge(folder: Path) -> Verdict:
         verdicts.append(check(folder))
         return verdicts[-1]
 
-    path = writer.write(destination, manifest, written, golden, force=force, judge=judge)
+    path = writer.write(destination, item.manifest, item.files, item.golden, force=force, judge=judge, compared=outputs)
     if on_verdict is not None:
         on_verdict(verdicts[-1])
-    run.progress("export", 3, 3, path.name)
+    run.progress(stage, 1, 1, path.name)
     return reader.read(path)
 
 
@@ -377,7 +468,7 @@ def _host_outputs(
     manifest: Manifest, files: Path, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], str]:
     """What the default variant gives here, through the runtime, and the kernels that computed it."""
-    listed = replace(manifest, files={v.file: "" for v in manifest.variants})
+    listed = replace(manifest, files={name: "" for v in manifest.variants for name in v.files})
     with Denoiser.from_bundle(Bundle(manifest=listed, folder=files, source=files)) as denoiser:
         outputs = [denoiser(image, sigma=float(level)) for image, level in zip(noisy, sigma, strict=True)]
         return np.stack(outputs), denoiser.engine.kernels
@@ -385,17 +476,18 @@ def _host_outputs(
 
 def _manifest(
     run: _Run,
+    target: Target,
+    recipe: Recipe,
     original: DenoiserModel,
     compressed: DenoiserModel,
     lowered: Lowered,
     records: list[StageRecord],
     thresholds: Thresholds,
 ) -> Manifest:
-    recipe = run.recipe
     default: Variant = lowered.variants[0]
     return Manifest(
         name=Path(recipe.model).stem,
-        target=run.target.name,
+        target=target.name,
         precision=recipe.precision,
         default_variant=default.name,
         variants=lowered.variants,

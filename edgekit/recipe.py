@@ -208,12 +208,17 @@ class Recipe(Settings):
     prune: Annotated[float, Field(ge=0, le=0.9)] = 0.25
     # Training steps of distillation and quantization together; None is what the stages' own settings say.
     steps: Annotated[int, Field(ge=0)] | None = None
+    # One target, or "all": pruned and distilled once, then quantized and exported for each.
     target: str
+    # Who makes the integers: edgekit learns ranges (QAT); "nncf" is NNCF's post-training quantization, for OpenVINO.
+    quantizer: Literal["edgekit", "nncf"] = "edgekit"
     precision: Literal["int8", "fp16", "fp32"] = "int8"
     # dB lost at most, in all, against the original FP32 model.
     max_drop: Annotated[float, Field(gt=0, le=20)] = 0.5
     # Height and width of the target's static input, in pixels.
     tile: Annotated[int, Field(ge=32, le=4096)] = 512
+    # TensorRT: the shapes [N, C, H, W] that its engine is built for; None is one tile.
+    shape_profile: dict[Literal["min", "opt", "max"], tuple[int, int, int, int]] | None = None
     seed: Seed = 0
     # The stages in detail. `steps`, where it is given, wins over theirs.
     pruning: PruneSettings = PruneSettings()

@@ -81,10 +81,10 @@ def files(folder: Path) -> set[str]:
 def test_no_command_prints_help(edgekit: Terminal) -> None:
     said = edgekit()
     assert said.code == 0
-    assert all(name in said.out for name in ("compress", "train", "check", "denoise", "inspect", "models", "doctor"))
+    assert all(name in said.out for name in ("compress", "train", "check", "bench", "denoise", "inspect", "models", "doctor"))
 
 
-@pytest.mark.parametrize("command", ["compress", "train", "check", "denoise", "inspect", "models", "doctor"])
+@pytest.mark.parametrize("command", ["compress", "train", "check", "bench", "denoise", "inspect", "models", "doctor"])
 def test_every_command_has_help(edgekit: Terminal, command: str) -> None:
     assert edgekit(command, "--help").code == 0
 
@@ -337,7 +337,7 @@ def test_compress_ends_in_the_stages_and_the_verdict(
     def compress(recipe: Recipe, **options: object) -> object:
         seen.update(recipe=recipe, **options)
         seen["on_verdict"](check(bundle))
-        return read(bundle)
+        return [read(bundle)]
 
     monkeypatch.setattr(pipeline, "compress", compress)
     said = edgekit(

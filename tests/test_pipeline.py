@@ -71,7 +71,7 @@ def stop_at(stage: str, step: int) -> pipeline.Progress:
 
 @pytest.fixture(scope="module")
 def bundle(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return pipeline.compress(recipe(weights), out=tmp_path_factory.mktemp("whole"))
+    return pipeline.compress(recipe(weights), out=tmp_path_factory.mktemp("whole"))[0]
 
 
 def model_files(bundle: Bundle) -> dict[str, str]:
@@ -122,7 +122,7 @@ def test_a_killed_run_resumes_to_the_same_model_files(
     with pytest.raises(StoppedError):
         pipeline.compress(recipe(weights), out=tmp_path, progress=stop_at(stage, 2))
     assert not list(tmp_path.glob("*.edgekit"))
-    resumed = pipeline.compress(recipe(weights), out=tmp_path, resume=True)
+    (resumed,) = pipeline.compress(recipe(weights), out=tmp_path, resume=True)
     assert model_files(resumed) == model_files(bundle)
 
 

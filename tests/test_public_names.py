@@ -13,7 +13,7 @@ import edgekit
 from edgekit import api
 from edgekit.errors import EdgekitError
 
-_PUBLIC = ["Bundle", "Denoiser", "EdgekitError", "Verdict", "__version__", "check", "compress", "open", "train"]
+_PUBLIC = ["Bundle", "Denoiser", "EdgekitError", "Verdict", "__version__", "check", "compress", "compress_all", "open", "train"]
 
 
 def test_list_is_frozen() -> None:

@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from edgekit.runtime.verdict import Verdict
 
 
+_ELSEWHERE = {
+    "tflite": "- Any other language: open a model file below with LiteRT (TensorFlow Lite) and feed tiles; `samples/` "
+    "holds a C program.",
+    "openvino": "- C++: `ov::Core().compile_model` of an .xml file below; any height and width that are multiples of "
+    "the stride, any batch. On a CPU set INFERENCE_PRECISION_HINT to f32 for the figures above.",
+    "tensorrt": "- Jetson: `python build_engine.py` in this folder builds FP16 and INT8 engines, times both and keeps "
+    "the faster one that passes; `trtexec.txt` has the same as command lines. The maker did not run it on "
+    "TensorRT.",
+}
+
+
 def render(manifest: Manifest, verdict: Verdict) -> str:
     """The card as Markdown, for a manifest and the host's verdict on it."""
     model = manifest.model
@@ -50,11 +61,10 @@ def render(manifest: Manifest, verdict: Verdict) -> str:
         "",
         "## Using it",
         "",
-        "- Python: `pip install 'edgekit[litert]'`, then as in `samples/python.py`, or "
+        f"- Python: `pip install 'edgekit[{_engine(manifest)}]'`, then as in `samples/python.py`, or "
         "`edgekit denoise IN -o OUT --model THIS_FOLDER`.",
         "- Prove that it arrived intact: `edgekit check THIS_FOLDER`; on a device without edgekit `python verify.py`.",
-        "- Any other language: open a model file below with LiteRT (TensorFlow Lite) and feed tiles; `samples/` holds "
-        "a C program.",
+        _ELSEWHERE.get(manifest.target, "- Any other language: open a model file below and feed tiles."),
         "",
         "| variant | file | tensors |",
         "|---|---|---|",
@@ -65,6 +75,10 @@ def render(manifest: Manifest, verdict: Verdict) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _engine(manifest: Manifest) -> str:
+    return next(v.engine for v in manifest.variants if v.name == manifest.default_variant)
 
 
 def _range(manifest: Manifest) -> str:
@@ -86,7 +100,7 @@ def _tensors(variant: Variant) -> str:
 
 
 def _spec(spec: TensorSpec) -> str:
-    shape = "x".join("any" if n < 0 else str(n) for n in spec.shape)
+    shape = " x ".join("any" if n < 0 else str(n) for n in spec.shape)
     if spec.scale is None:
         return f"{spec.dtype} {shape} {spec.layout}"
     scale = "1/255" if abs(spec.scale * 255 - 1) < 1e-6 else f"{spec.scale:.6g}"

@@ -36,10 +36,13 @@ class Variant:
     """One model file and how to feed it.
 
     Attributes:
-        name: "int8", "int8-uint8io", "fp16" or "fp32".
+        name: its precision, and what sets it apart: "int8", "int8-uint8io", "fp16", "fp32".
         file: path inside the bundle.
-        engine: name of the engine family that runs it: "litert".
+        engine: name of the engine family that runs it: "litert", "openvino", "onnxruntime", "tensorrt".
         inputs, outputs: its tensors; an engine finds them by name.
+        companions: further files that belong to it, beside it in the bundle (the weights of an OpenVINO .xml).
+        made_for: the library it is made for, "TensorRT", where `engine` only stands in for it: what is measured then
+            holds for the graph, not for that library.
     """
 
     name: str
@@ -47,11 +50,22 @@ class Variant:
     engine: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    companions: tuple[str, ...] = ()
+    made_for: str = ""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Every file that it consists of, the one that is opened first."""
+        return (self.file, *self.companions)
 
     @property
     def integer(self) -> bool:
-        """True when images enter as 8-bit integers: a fact and no name, for an engine holds the file to its dtypes."""
-        return any(spec.role == "image" and spec.dtype in ("int8", "uint8") for spec in self.inputs)
+        """True for an integer model: images enter as 8-bit integers, which an engine holds the file to, or it says so.
+
+        One that takes float images owes its share of int8 products all the same, so that the word alone gains nothing.
+        """
+        takes_bytes = any(spec.role == "image" and spec.dtype in ("int8", "uint8") for spec in self.inputs)
+        return takes_bytes or self.name.split("-")[0] == "int8"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,13 +28,20 @@ _GAIN = 16
 _SQNR_FULL = 60.0
 
 
-def render(manifest: Manifest, golden: Golden, verdict: Verdict) -> str:
+def render(
+    manifest: Manifest,
+    golden: Golden,
+    verdict: Verdict,
+    compared: Mapping[str, NDArray[np.uint8]] = MappingProxyType({}),
+) -> str:
     """The whole report as HTML.
 
     Args:
         manifest: the bundle's.
         golden: its golden tiles; some are shown.
         verdict: the host's.
+        compared: by label, outputs for the golden tiles, uint8 [K, H, W, C], the bundle's own first; fewer than two are
+            not shown.
     """
     sections = [
         _header(manifest, verdict),
@@ -42,6 +50,11 @@ def render(manifest: Manifest, golden: Golden, verdict: Verdict) -> str:
             "Quality",
             _quality(verdict),
             "PSNR in dB on golden tiles that no stage saw: clipped 8-bit input, rounded 8-bit output.",
+        ),
+        _section(
+            "Targets and quantizers",
+            _compared(golden, compared),
+            "The same golden tiles by other integers of the same network; agreement: how far from the first, in dB.",
         ),
         _section(
             "Pictures",
@@ -149,6 +162,21 @@ def _quality(verdict: Verdict) -> str:
         rows.append([name, *(f"{v:.2f}" for v in values), change(item.total_drop), change(item.quantization_drop)])
     head = ["sigma", "noisy", "FP32 original", "FP32 compressed", f"{_label(verdict)}, host", "total", "quantization"]
     return _table(head, rows)
+
+
+def _compared(golden: Golden, outputs: Mapping[str, NDArray[np.uint8]]) -> str:
+    from edgekit.runtime.compare import agreement_table
+    from edgekit.runtime.verdict import signed
+
+    if len(outputs) < 2:
+        return ""
+    rows = []
+    for item in agreement_table(golden, outputs):
+        level = "<b>mean</b>" if item.sigma is None else f"{item.sigma:g}"
+        agreement = "" if item.agreement is None else f"{item.agreement:.2f}"
+        figures = (f"{item.fp32:.2f}", f"{item.int8:.2f}", signed(-item.drop), agreement)
+        rows.append([_escape(item.target), level, *figures])
+    return _table(["target", "sigma", "FP32 original", "INT8", "drop", "agreement"], rows, text_columns=2)
 
 
 def _pictures(golden: Golden, verdict: Verdict) -> str:

@@ -9,7 +9,7 @@ from edgekit.errors import BundleError
 
 _PYTHON = Template('''"""Denoise an image file with this bundle.
 
-    pip install 'edgekit[litert]'        # or, in a clone of edgekit: pip install ".[litert]"
+    pip install 'edgekit[$extra]'        # or, in a clone of edgekit: pip install ".[$extra]"
     python samples/python.py noisy.png clean.png 25
 
 The last argument is the noise level in 8-bit units, $low to $high.
@@ -95,7 +95,9 @@ $encode
 def python(manifest: Manifest) -> str:
     """A script that denoises an image file through edgekit."""
     low, high = manifest.sigma
-    return _PYTHON.substitute(mode="RGB" if manifest.model.channels == 3 else "L", low=f"{low:g}", high=f"{high:g}")
+    default = next(v for v in manifest.variants if v.name == manifest.default_variant)
+    mode = "RGB" if manifest.model.channels == 3 else "L"
+    return _PYTHON.substitute(extra=default.engine, mode=mode, low=f"{low:g}", high=f"{high:g}")
 
 
 def c(manifest: Manifest) -> str | None:

@@ -37,6 +37,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "layers.macs": (0, math.inf),
 }
 
+# Fields that came after the first bundles, which are read without them.
+_LATER = {"companions", "made_for"}
+
 _INDEX = re.compile(r"\[\d+\]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -180,8 +183,9 @@ class _Decoder:
         hints = _hints(kind)
         names = [f.name for f in dataclasses.fields(kind)]
         prefix = f"{path}." if path else ""
+        optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING} & _LATER
         for name in names:
-            if name not in value:
+            if name not in value and name not in optional:
                 raise BundleError(
                     f"{self._where}: field '{prefix}{name}' is missing: copy the bundle again, or export it again"
                 )
@@ -190,7 +194,8 @@ class _Decoder:
                 raise BundleError(
                     f"{self._where}: field '{prefix}{name}' is unknown in schema {SCHEMA}: expected {', '.join(names)}"
                 )
-        return kind(**{name: self.decode(hints[name], value[name], f"{prefix}{name}") for name in names})
+        given = [name for name in names if name in value]
+        return kind(**{name: self.decode(hints[name], value[name], f"{prefix}{name}") for name in given})
 
     def _scalar(self, kind: Any, value: Any, path: str) -> Any:
         words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -232,8 +237,9 @@ def _check_relations(manifest: Manifest, where: str) -> None:
                     fail(f"variants[{i}].{side}", roles, f"exactly one tensor of role {role!r}")
             for j, spec in enumerate(specs):
                 _check_tensor(spec, f"variants[{i}].{side}[{j}]", where)
-        if variant.file not in manifest.files:
-            fail(f"variants[{i}].file", variant.file, "one of the paths in 'files'")
+        for name in variant.files:
+            if name not in manifest.files:
+                fail(f"variants[{i}].file", name, "one of the paths in 'files'")
     if manifest.golden not in manifest.files:
         fail("golden", manifest.golden, "one of the paths in 'files'")
     for name, digest in manifest.files.items():

@@ -1,4 +1,4 @@
-"""Checks a bundle on a device that has Python, numpy and a TFLite interpreter, and no edgekit.
+"""Checks a bundle on a device that has Python, numpy and the engine of its files, and no edgekit.
 
     python verify.py [VARIANT]
 
@@ -69,6 +69,65 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return manifest, golden
 
 
+class Other:
+    """An OpenVINO or ONNX file, driven as a TFLite interpreter is."""
+
+    def __init__(self, path: str, variant: dict[str, Any]) -> None:
+        self.variant, self.fed, self.result = variant, {}, None
+        try:
+            if variant["engine"] == "openvino":
+                import openvino
+
+                settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+                compiled = openvino.Core().compile_model(path, "CPU", settings)
+                self.call = lambda feed: compiled(feed)[0]
+            elif variant["engine"] == "onnxruntime":
+                import onnxruntime
+
+                session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+                self.call = lambda feed: session.run(None, feed)[0]
+            else:
+                raise CannotTellError(f"engine {variant['engine']!r}: this script knows litert, openvino, onnxruntime")
+        except ImportError:
+            raise CannotTellError(f"{variant['engine']} is not installed: pip install {variant['engine']}") from None
+
+    def allocate_tensors(self) -> None:
+        """Nothing to do: shapes are dynamic."""
+
+    def _details(self, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [
+            {
+                "index": spec["name"],
+                "shape": [max(1, n) for n in spec["shape"]],
+                "dtype": np.dtype(spec["dtype"]).type,
+                "quantization": (spec["scale"] or 0.0, spec["zero_point"] or 0),
+            }
+            for spec in specs
+        ]
+
+    def get_input_details(self) -> list[dict[str, Any]]:
+        """As the interpreter's, from the manifest."""
+        return self._details(self.variant["inputs"])
+
+    def get_output_details(self) -> list[dict[str, Any]]:
+        """As the interpreter's, from the manifest."""
+        return self._details(self.variant["outputs"])
+
+    def set_tensor(self, name: str, value: Any) -> None:
+        """Keep an input; images come as [1, H, W, C]."""
+        planar = any(s["name"] == name and s["layout"] == "NCHW" for s in self.variant["inputs"])
+        self.fed[name] = np.ascontiguousarray(value.transpose(0, 3, 1, 2)) if planar else value
+
+    def invoke(self) -> None:
+        """Run."""
+        self.result = self.call(self.fed)
+
+    def get_tensor(self, name: str) -> Any:
+        """The output as [1, H, W, C]."""
+        planar = self.variant["outputs"][0]["layout"] == "NCHW"
+        return self.result.transpose(0, 2, 3, 1) if planar else self.result
+
+
 class Model:
     """A variant, opened: denoises images of any size by tiles."""
 
@@ -76,15 +135,18 @@ class Model:
         self, folder: Path, manifest: dict[str, Any], variant: dict[str, Any], *, portable: bool = False
     ) -> None:
         path = str(folder / variant["file"])
-        opener = interpreter_class()
+        tflite = variant["engine"] == "litert"
+        opener = interpreter_class() if tflite else None
         options = {}
         if portable:
-            kinds = getattr(sys.modules[opener.__module__], "OpResolverType", None)
+            kinds = getattr(sys.modules[opener.__module__], "OpResolverType", None) if opener else None
             if kinds is None:
                 raise CannotTellError("this interpreter has no portable kernels: pip install -U ai-edge-litert")
             options["experimental_op_resolver_type"] = kinds.BUILTIN_REF
         try:
-            self.interpreter = opener(model_path=path, num_threads=1, **options)
+            self.interpreter: Any = (
+                opener(model_path=path, num_threads=1, **options) if opener else Other(path, variant)
+            )
             self.interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise CannotTellError(f"{path} cannot be opened: {error}") from error
@@ -187,22 +249,24 @@ def edited(manifest: dict[str, Any], golden: dict[str, Any], variant: dict[str, 
     if not said == sealed == manifest["recipe"].get("max_drop"):
         reasons.append(f"thresholds edited: manifest says {said} dB, sealed {sealed} dB: get the bundle again")
     made = dict(zip(golden["model_files"].tolist(), golden["model_sha256"].tolist()))  # noqa: B905 - see main
-    if made.get(variant["file"]) != manifest["files"][variant["file"]]:
+    files = [variant["file"], *variant.get("companions", [])]
+    if any(made.get(name) != manifest["files"][name] for name in files):
         reasons.append("model file edited: it is not the one the golden tiles were made with: get the bundle again")
     return reasons
 
 
-def takes_integers(variant: dict[str, Any]) -> bool:
-    """Whether images enter as 8-bit integers."""
-    return any(t["role"] == "image" and t["dtype"] in ("int8", "uint8") for t in variant["inputs"])
+def is_integer(variant: dict[str, Any]) -> bool:
+    """Whether it is an integer model: images enter as 8-bit integers, or its name says so."""
+    takes_bytes = any(t["role"] == "image" and t["dtype"] in ("int8", "uint8") for t in variant["inputs"])
+    return takes_bytes or variant["name"].split("-")[0] == "int8"
 
 
 def differs(
     golden: dict[str, Any], device: Any, model: Model, variant: dict[str, Any], default: dict[str, Any], slow: Any
 ) -> str:
     """How the device's bytes are not what they must be; "" when they are. `slow` opens the portable kernels."""
-    integer = np.dtype(model.image["dtype"]).name in ("int8", "uint8")
-    host = variant["name"] == default["name"] or (integer and takes_integers(default))
+    integer = is_integer(variant)
+    host = variant["name"] == default["name"] or (integer and is_integer(default))
     reference = golden["host"] if host else to_uint8(golden["fp32_compressed"])
     apart, close = int(np.abs(device.astype(int) - reference).max()), psnr(device, reference)
     if integer and host and model.kernels() == str(golden["kernels"]) == "xnnpack":
@@ -210,7 +274,8 @@ def differs(
     allowed = OTHER_KERNELS_DB if integer else FLOAT_DB
     if close < allowed:
         return f"output is {close:.1f} dB from the {'host' if host else 'FP32 model'}'s, {allowed:g} required"
-    if integer and host and apart:
+    # Only TFLite has kernels that give the same bits everywhere.
+    if integer and host and apart and variant["engine"] == "litert":
         if "portable" not in golden:
             return "other kernels ran than the host's, and the bundle holds none to tell an altered file by: output"
         at, portable = golden["portable_at"], slow()
@@ -234,6 +299,8 @@ def main(folder: Path, wanted: str | None = None) -> int:
     device = np.stack([model(noisy, sigma) for noisy, sigma in tiles])
     table = measure(golden, device)
 
+    if variants[name].get("made_for"):
+        print(f"not run on {variants[name]['made_for']}: {variants[name]['engine']} computes the graph in its place")
     print(f"{manifest['name']} for {manifest['target']}, {name}, {model.kernels()} kernels, {len(tiles)} golden tiles")
     print("sigma   noisy    FP32  device   total   (dB against clean, 8-bit output)")
     for sigma, noisy, original, here in table:

@@ -11,7 +11,11 @@ from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgekit.bundle import card, reader, report, samples, schema
 from edgekit.bundle import golden as golden_file
@@ -37,6 +41,7 @@ def write(
     *,
     force: bool = False,
     judge: Callable[[Path], Verdict] | None = None,
+    compared: Mapping[str, NDArray[np.uint8]] = MappingProxyType({}),
 ) -> Path:
     """Write a bundle: everything into a folder beside it first, then renamed whole. A bundle that exists is complete.
 
@@ -51,6 +56,8 @@ def write(
         force: replace a bundle that exists; it stays until the new one is complete. Nothing but a bundle is replaced.
         judge: gives the verdict for report and card, called with the folder while it is still temporary: usually
             `edgekit.runtime.check.check`. None judges the host's output as the golden tiles recorded it; nothing runs.
+        compared: by label, what the default variant and others (another target's, another quantizer's) gave for the
+            golden tiles, uint8 [K, H, W, C], for a table in the report; the bundle's own comes first.
     Returns: `folder`.
     Raises: OutputExistsError; BundleError: manifest, files and golden do not fit together; EdgekitError: disk full.
     """
@@ -59,13 +66,13 @@ def write(
     _check_inputs(manifest, files, golden)
     with _temporary_beside(destination) as building:
         contents = _copy(building, manifest, files)
-        models = {v.file: reader.sha256(building / v.file) for v in manifest.variants}
+        models = {name: reader.sha256(building / name) for v in manifest.variants for name in v.files}
         golden = replace(_add_portable(building, manifest, golden), models=models)
         golden_file.save(golden, building / manifest.golden)
         _write_manifest(building, manifest, contents)
         verdict = judge(building) if judge is not None else _recorded(building)
         _write_text(building / _CARD, card.render(manifest, verdict))
-        _write_text(building / _REPORT, report.render(manifest, golden, verdict))
+        _write_text(building / _REPORT, report.render(manifest, golden, verdict, compared))
         _write_manifest(building, manifest, [*contents, _CARD, _REPORT])
         # Proof that a device will read it, before anyone can see it.
         reader.read(building).close()
@@ -130,8 +137,9 @@ def _check_inputs(manifest: Manifest, files: Mapping[str, Path], golden: Golden)
         if not source.is_file():
             raise BundleError(f"the file {name!r} is to be copied from {source}, which does not exist")
     for variant in manifest.variants:
-        if variant.file not in files:
-            raise BundleError(f"variant {variant.name!r} needs {variant.file!r}: expected it among {sorted(files)}")
+        for name in variant.files:
+            if name not in files:
+                raise BundleError(f"variant {variant.name!r} needs {name!r}: expected it among {sorted(files)}")
     # Now, and not when the engine stumbles over it.
     schema.dumps(replace(manifest, files=dict.fromkeys([*files, manifest.golden], "0" * 64)))
     if golden.thresholds != manifest.thresholds:
@@ -177,7 +185,7 @@ def _add_portable(building: Path, manifest: Manifest, golden: Golden) -> Golden:
 
     if golden.portable is not None:
         return golden
-    listed = replace(manifest, files={v.file: "" for v in manifest.variants})
+    listed = replace(manifest, files={name: "" for v in manifest.variants for name in v.files})
     try:
         return with_portable(golden, reader.Bundle(listed, building, building))
     except MissingExtraError:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit._version import __version__
-from edgekit.cli import denoise, device, host, overview
+from edgekit.cli import bench, denoise, device, host, overview
 
 app = typer.Typer(
     name="edgekit",
@@ -39,6 +39,7 @@ for command in (
     host.compress,
     host.train,
     device.check,
+    bench.bench,
     denoise.denoise,
     device.inspect,
     overview.models,

@@ -23,6 +23,13 @@ def denoise(
         Path, typer.Option("--model", metavar="BUNDLE", help="Folder or zip that `edgekit compress` wrote.")
     ],
     sigma: Annotated[str, typer.Option(metavar="25|auto", help="Noise level in 8-bit units, or estimate it.")] = "auto",
+    threads: Annotated[int | None, typer.Option(metavar="N", show_default="at most 4", help="CPU threads.")] = None,
+    device: Annotated[
+        str, typer.Option(metavar="NAME", show_default="CPU", help="For OpenVINO: CPU, GPU, NPU, AUTO; CPU is tested.")
+    ] = "",
+    cache: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="For OpenVINO: keep compiled models here.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Denoise images; size, depth, colour and alpha stay as they are."""
@@ -31,7 +38,12 @@ def denoise(
     level = _level(sigma)
     jobs = plan(images, out, force=force)
     unreadable = []
-    with open_bundle(model) as denoiser, Bars() as bars:
+    # One image should be done soon; of many, the last one should.
+    hint = "latency" if len(jobs) == 1 else "throughput"
+    with (
+        open_bundle(model, threads=threads, device=device, hint=hint, cache=cache) as denoiser,
+        Bars() as bars,
+    ):
         for done, (source, target) in enumerate(jobs):
             bars("denoise", done, len(jobs), source.name)
             try:

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.text import Text
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.cli import show
+from edgekit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from edgekit.runtime.compare import Comparison
 
 
 def check(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder or zip that `edgekit compress` wrote.")],
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="BUNDLE", help="Compare with this one instead, on the golden tiles of the first."),
+    ] = None,
+    allow: Annotated[
+        float | None,
+        typer.Option(metavar="DB", help="With --against: dB apart at sigma 15 and up; else 0.05 or 0.15 by target."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON and nothing else.")] = False,
 ) -> None:
-    """Run a bundle's golden tiles here: exit 0 if it PASSes, 1 if it FAILs."""
+    """Run a bundle's golden tiles here: exit 0 if it PASSes (or AGREEs with another bundle), 1 if not."""
+    if against is not None:
+        _compare(bundle, against, allow, as_json=as_json)
+    if allow is not None:
+        raise RecipeError(f"--allow {allow:g} is about two bundles: give the other one with --against BUNDLE")
     from edgekit.runtime.check import check as judge
 
     found = judge(bundle)
@@ -30,6 +46,37 @@ def check(
     raise typer.Exit(found.exit_code)
 
 
+def _compare(bundle: Path, against: Path, allow: float | None, *, as_json: bool) -> NoReturn:
+    from edgekit.runtime.compare import compare
+
+    found = compare(bundle, against, allow=allow)
+    if as_json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        screen = show.console()
+        screen.print(_side_by_side(found))
+        line = Text(found.line())
+        line.stylize("bold green" if found.agree else "bold red", 0, len(found.line().split()[0]))
+        screen.print(line, soft_wrap=True)
+    raise typer.Exit(found.exit_code)
+
+
+def _side_by_side(found: Comparison) -> object:
+    columns = ["sigma", "FP32 original", *found.labels, "apart", "one against the other", "judged"]
+    rows = [
+        [
+            "mean" if row.sigma is None else f"{row.sigma:g}",
+            *(f"{value:.2f}" for value in (row.fp32, row.a, row.b)),
+            f"{row.agreement:.3f}",
+            f"{row.between:.2f}",
+            f"at most {found.allowed:g}" if row.judged else "no",
+        ]
+        for row in (*found.rows, found.total)
+    ]
+    title = f"dB against the clean golden tiles of {found.a.bundle}, both on this device"
+    return show.table(columns, rows, title=title, right=",".join(columns[:-1]))
+
+
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder or zip that `edgekit compress` wrote.")],
 ) -> None:
@@ -38,7 +85,7 @@ def inspect(
 
     with read(bundle) as opened:
         manifest = opened.manifest
-        sizes = {v.file: opened.path(v.file).stat().st_size for v in manifest.variants}
+        sizes = {v.file: sum(opened.path(name).stat().st_size for name in v.files) for v in manifest.variants}
     screen = show.console()
     screen.print(show.table(["", ""], _facts(manifest), title=f"{manifest.name} for {manifest.target}"))
     rows = [

@@ -23,7 +23,9 @@ Flag = str | None
 
 
 def compress(
-    target: Annotated[Flag, typer.Option(metavar="NAME", help="What to export for, e.g. tflite.")] = None,
+    target: Annotated[
+        Flag, typer.Option(metavar="NAME|all", help="What to export for: tflite, openvino, tensorrt.")
+    ] = None,
     model: Annotated[
         Flag, typer.Option(metavar="NAME", show_default="dsunet-s", help="Model; `edgekit models` lists them.")
     ] = None,
@@ -48,6 +50,10 @@ def compress(
     steps: Annotated[
         Flag,
         typer.Option(metavar="N", show_default="the recipe's", help="Training steps, distill and quantize together."),
+    ] = None,
+    quantizer: Annotated[
+        Flag,
+        typer.Option(metavar="NAME", show_default="edgekit", help="Who makes the integers; nncf is for openvino."),
     ] = None,
     precision: Annotated[
         Flag, typer.Option(metavar="int8|fp16|fp32", show_default="int8", help="What the model computes in.")
@@ -78,6 +84,7 @@ def compress(
         "prune": prune,
         "steps": steps,
         "target": target,
+        "quantizer": quantizer,
         "precision": precision,
         "max_drop": max_drop,
         "tile": tile,
@@ -95,13 +102,15 @@ def compress(
             from edgekit import pipeline
 
             found: list[Verdict] = []
-            bundle = pipeline.compress(
+            bundles = pipeline.compress(
                 loaded, out=out, force=force, resume=resume, progress=bars, on_verdict=found.append
             )
         screen = show.console()
-        screen.print(show.stages(bundle.manifest))
-    show.verdict(screen, found[-1], str(bundle.source))
-    raise typer.Exit(found[-1].exit_code)
+        for bundle in bundles:
+            screen.print(show.stages(bundle.manifest))
+    for bundle, verdict in zip(bundles, found, strict=True):
+        show.verdict(screen, verdict, str(bundle.source))
+    raise typer.Exit(max(verdict.exit_code for verdict in found))
 
 
 def train(

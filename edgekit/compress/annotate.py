@@ -20,6 +20,7 @@ from edgekit.compress.scheme import Scheme
 CONVOLUTIONS = {torch.ops.aten.conv2d.default}
 RELU = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default}
 _ARITHMETIC = {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor}
+_ADDITIONS = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
 # Operators that only move values: their output is the input's integers.
 _MOVES = {
     torch.ops.aten.pixel_shuffle.default,
@@ -94,8 +95,12 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
             fused = len(node.users) == 1 and next(iter(node.users)).target in RELU
             result = output if every and not fused else None
-        elif not every:
+        elif not every and not (self.scheme.residual_adds and node.target in _ADDITIONS):
             return
+        elif not every:
+            # The convolution's own output stays float up to the addition, which is then fused into it.
+            skips = [a for a in node.args[:2] if isinstance(a, Node) and not _is_branch(a)]
+            inputs, result = ({skips[0]: activation}, None) if len(skips) == 1 else ({}, None)
         elif node.target in RELU:
             result = output
         elif node.target in _ARITHMETIC and all(isinstance(a, Node) for a in node.args[:2]):
@@ -120,6 +125,14 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to refuse: what is not annotated stays float, and the layer report says so."""
+
+
+def _is_branch(node: Node) -> bool:
+    """Whether a value is what a convolution adds to something, its pixels moved or not."""
+    if len(node.users) != 1:
+        return False
+    moved = node.target in _MOVES and isinstance(node.args[0], Node)
+    return _is_branch(_node(node.args[0])) if moved else node.target in CONVOLUTIONS
 
 
 def _leaves(node: Node) -> bool:

@@ -92,12 +92,17 @@ class QuantizedProgram:
             found.append(QuantizedLayer(name, tuple(q for q in quantizers if isinstance(q, FakeQuantizeBase)), size))
         return found
 
-    def converted(self) -> GraphModule:
-        """The program with quantize and dequantize operators and integer weights, ready to lower."""
+    def converted(self, *, fold: bool = False) -> GraphModule:
+        """The program with quantize and dequantize operators, ready to lower.
+
+        Args:
+            fold: store the weights as integers; otherwise they are float32 and quantized in the graph, as litert-torch
+                expects them.
+        """
         with warnings.catch_warnings():
             # torchao still asks torch for a spelling that torch deprecates.
             warnings.simplefilter("ignore", FutureWarning)
-            result: GraphModule = convert_pt2e(copy.deepcopy(self.module), fold_quantize=False)
+            result: GraphModule = convert_pt2e(copy.deepcopy(self.module), fold_quantize=fold)
         return result
 
 

@@ -17,6 +17,8 @@ class Scheme:
             convolutions.
         quantized_io: the image enters and leaves as integers of scale 1/255 and zero point -128, sigma as integers that
             span the noise range.
+        residual_adds: without `every_tensor`, also quantize what a residual addition adds to a convolution's output, so
+            that the engine can fuse the addition into that convolution (TensorRT).
         wide: module paths of convolutions that stay in float (for TFLite at least two neighbours: its converter makes a
             lone one between two integer tensors integer again; the layer report shows what came out).
     """
@@ -26,4 +28,5 @@ class Scheme:
     weight_bits: int = 8
     every_tensor: bool = True
     quantized_io: bool = True
+    residual_adds: bool = False
     wide: frozenset[str] = frozenset()

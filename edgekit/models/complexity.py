@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgekit.models.base import DenoiserModel
@@ -23,3 +26,25 @@ def macs_per_pixel(model: DenoiserModel) -> float:
         meta(noisy, torch.empty(1, device="meta"))
     # FlopCounterMode counts a multiply and an add apart.
     return float(counter.get_total_flops()) / 2 / side**2
+
+
+def layer_macs(model: DenoiserModel, side: int) -> list[tuple[str, int]]:
+    """The convolutions in the order they run: module path, and multiply-accumulates for an image of side x side."""
+    meta = copy.deepcopy(model).to("meta").eval()
+    found: list[tuple[str, int]] = []
+
+    def note(name: str, module: nn.Module, output: Tensor) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        found.append((name, weight.numel() * math.prod(output.shape[2:])))
+
+    for name, module in meta.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(_noting(note, name))
+    with torch.no_grad():
+        meta(torch.empty(1, model.channels, side, side, device="meta"), torch.empty(1, device="meta"))
+    return found
+
+
+def _noting(note: Any, name: str) -> Any:
+    return lambda module, arguments, output: note(name, module, output)

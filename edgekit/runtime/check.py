@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from edgekit.errors import EngineError
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.engines.base import Engine
 from edgekit.runtime.engines.registry import open_engine
+from edgekit.runtime.one_tile import fill_one_tile
 from edgekit.runtime.verdict import (
     Agreement,
     SigmaRow,
@@ -40,6 +40,10 @@ from edgekit.runtime.verdict import (
 _OTHER_KERNELS_DB = 40.0
 # Float kernels differ by 5e-7, fp16 weights by 1e-3: after rounding some bytes are off by one. All of them are 48 dB.
 _FLOAT_DB = 50.0
+# Engines with kernels that give the same bits on every machine. Of the others' integer files dB and digests are held.
+_HAVE_PORTABLE = {"litert"}
+# Engines whose MACs are counted in the model file; those of others are what this device makes of it.
+_COUNT_IN_FILE = {"litert"}
 # The portable kernels take seconds a tile on a small device: two tiles, of the lowest and the highest noise.
 _PORTABLE_TILES = 2
 
@@ -63,7 +67,9 @@ def check(path: str | os.PathLike[str], *, variant: str | None = None, threads: 
         agreement = agree(golden, device, denoiser.variant, default_of(bundle.manifest), engine.kernels)
         if denoiser.variant.integer and agreement.reference == "host" and not agreement.bit_exact:
             agreement = replace(agreement, portable=_portable_agreement(bundle, denoiser.variant))
-        return _verdict(bundle, denoiser.variant, device, agreement, _time(bundle, denoiser), engine)
+        # The time that a stand-in takes says nothing of the library the file is made for.
+        speed = None if denoiser.variant.made_for else _time(bundle, denoiser)
+        return _verdict(bundle, denoiser.variant, device, agreement, speed, engine)
 
 
 def recorded(bundle: Bundle) -> Verdict:
@@ -173,11 +179,11 @@ def seals(manifest: Manifest, golden: Golden) -> tuple[str, ...]:
     The manifest, the golden tiles, and for `max_drop` the recipe must tell the same.
     """
     edited = []
-    for variant in manifest.variants:
-        made, found = golden.models.get(variant.file), manifest.files[variant.file]
+    for name in dict.fromkeys(name for variant in manifest.variants for name in variant.files):
+        made, found = golden.models.get(name), manifest.files[name]
         if made != found:
             edited.append(
-                f"model file edited: {variant.file} has sha256 {found[:12]}..., the golden tiles were made with "
+                f"model file edited: {name} has sha256 {found[:12]}..., the golden tiles were made with "
                 f"{f'{made[:12]}...' if made else 'none of that name'}: get the bundle again from its maker, or export "
                 "it again"
             )
@@ -217,7 +223,7 @@ def agree(golden: Golden, device: NDArray[np.uint8], variant: Variant, default: 
         psnr=decibels(device, reference),
         bit_exact=variant.integer and host and kernels == golden.kernels == "xnnpack",
         psnr_allowed=_OTHER_KERNELS_DB if variant.integer else _FLOAT_DB,
-        portable_required=variant.integer and host,
+        portable_required=variant.integer and host and variant.engine in _HAVE_PORTABLE,
     )
 
 
@@ -241,6 +247,9 @@ def _int8_share(engine: Engine | None, layers: Sequence[LayerReport]) -> tuple[f
     if engine is None or not total:
         return stated, "as exported", ()
     share = engine.macs.get("int8", 0) / total
+    if engine.name not in _COUNT_IN_FILE:
+        # What a processor or GPU made of the file: no sign of an edit where it differs from the host's.
+        return share, "as it runs here", ()
     if abs(share - stated) <= 1e-6:
         return share, "counted in the model file", ()
     wrong = (
@@ -270,7 +279,7 @@ def _verdict(
     return Verdict(
         passed=not reasons,
         reasons=reasons,
-        notes=_notes(bundle, agreement, kernels),
+        notes=_notes(bundle, variant, agreement, kernels),
         name=manifest.name,
         target=manifest.target,
         variant=variant.name,
@@ -281,19 +290,27 @@ def _verdict(
         int8_source=source,
         worst_layer=worst_layer(layers),
         speed=speed,
-        bytes=bundle.path(variant.file).stat().st_size,
+        bytes=sum(bundle.path(name).stat().st_size for name in variant.files),
         original_bytes=manifest.model.original_bytes,
         engine=variant.engine,
         library="as recorded by the host" if engine is None else engine.library,
+        made_for=variant.made_for,
         kernels=kernels,
         thresholds=thresholds,
     )
 
 
-def _notes(bundle: Bundle, agreement: Agreement, kernels: str) -> tuple[str, ...]:
+def _notes(bundle: Bundle, variant: Variant, agreement: Agreement, kernels: str) -> tuple[str, ...]:
     notes = []
-    if bundle.unlisted:
-        notes.append(f"files that the manifest does not list, and nothing reads: {', '.join(bundle.unlisted)}")
+    if variant.made_for:
+        notes.append(
+            f"not run on {variant.made_for}: {variant.engine} computed the graph in its place; dB hold for the graph, "
+            "and nothing is known of the speed"
+        )
+    # build_engine.py writes there, each file with its own digests beside it.
+    unlisted = [name for name in bundle.unlisted if not name.startswith("engines/")]
+    if unlisted:
+        notes.append(f"files that the manifest does not list, and nothing reads: {', '.join(unlisted)}")
     if agreement.portable is not None:
         notes.append(
             f"this device runs {kernels} kernels, the host ran {bundle.golden().kernels}: the bits of the fast kernels "
@@ -304,13 +321,9 @@ def _notes(bundle: Bundle, agreement: Agreement, kernels: str) -> tuple[str, ...
 
 def _time(bundle: Bundle, denoiser: Denoiser) -> Speed | None:
     """Median time of an image whose useful pixels fill one tile, in turns with a float variant if there is another."""
-    manifest, golden = bundle.manifest, bundle.golden()
-    halo, stride, threads = manifest.model.halo, manifest.model.stride, denoiser.engine.threads
-    side = manifest.tile - math.ceil(halo / stride) * stride - halo
-    copies = math.ceil(side / min(golden.noisy.shape[1:3]))
-    image = np.tile(golden.noisy[0], (copies, copies, 1))[:side, :side]
-    sigma = float(golden.sigma[0])
-    names = [v.name for v in manifest.variants]
+    image, sigma = fill_one_tile(bundle)
+    threads, side = denoiser.engine.threads, len(image)
+    names = [v.name for v in bundle.manifest.variants]
     baseline = next((name for name in ("fp32", "fp16") if name in names and name != denoiser.variant.name), None)
     with ExitStack() as stack:
         contenders = [denoiser]

@@ -6,6 +6,9 @@ import math
 import os
 import threading
 import warnings
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -17,7 +20,7 @@ from edgekit.bundle.manifest import Manifest, TensorSpec, Variant
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import EngineError, RecipeError, ShapeError, UnknownNameError
 from edgekit.runtime import pixels, tiling
-from edgekit.runtime.engines.base import Engine
+from edgekit.runtime.engines.base import DEFAULTS, Engine, EngineOptions, run_all
 from edgekit.runtime.engines.registry import open_engine
 from edgekit.runtime.estimate import SigmaEstimate, estimate_sigma
 
@@ -69,22 +72,31 @@ class Denoiser:
         self._lock = threading.Lock()
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, variant: str | None = None, threads: int | None = None) -> Denoiser:
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        variant: str | None = None,
+        threads: int | None = None,
+        options: EngineOptions = DEFAULTS,
+    ) -> Denoiser:
         """Open a model file of a bundle; the bundle stays the caller's to close, after the denoiser.
 
         Args:
             bundle: from `edgekit.bundle.reader.read`.
             variant: which model file, e.g. "int8" or "fp16"; None is the bundle's default.
             threads: CPU threads; None is as many as there are, at most 4.
-        Raises: UnknownNameError: no such variant, or no engine for it. RecipeError: threads. MissingExtraError: the
-            engine's library is not installed. EngineError: the model file is corrupt, or not what the manifest says.
+            options: device, hint and cache, for engines that know them.
+        Raises: UnknownNameError: no such variant, or no engine for it. RecipeError: threads, options.
+            MissingExtraError: the engine's library is not installed. EngineError: the model file is corrupt, or not what the manifest
+            says.
         """
         manifest = bundle.manifest
         name = manifest.default_variant if variant is None else variant
         chosen = next((v for v in manifest.variants if v.name == name), None)
         if chosen is None:
             raise UnknownNameError.unknown("variant", name, (v.name for v in manifest.variants))
-        engine = open_engine(chosen, bundle.path(chosen.file), _processors() if threads is None else threads)
+        count = _processors() if threads is None else threads
+        engine = open_engine(chosen, bundle.path(chosen.file), count, options=options)
         try:
             return cls(engine, manifest, chosen)
         except BaseException:
@@ -222,33 +234,64 @@ class Denoiser:
     def _run(self, shown: NDArray[Any], feed: dict[str, NDArray[Any]]) -> NDArray[Any]:
         native = shown.dtype.newbyteorder("=")
 
-        def one(window: NDArray[Any]) -> NDArray[Any]:
-            seen = np.repeat(window, self.channels, axis=2) if window.shape[2] < self.channels else window
-            output = self.engine.run({self._image.name: pixels.encode(seen, self._image), **feed})
-            return pixels.decode(output, self._clean, window)
+        # A gray model takes a colour window channel by channel.
+        count = shown.shape[2] if shown.shape[2] > self.channels else 1
+        waiting: deque[NDArray[Any]] = deque()
 
-        def function(window: NDArray[Any]) -> NDArray[Any]:
-            window = window.astype(native, copy=False)
-            if window.shape[2] > self.channels:
-                return np.concatenate([one(window[..., c : c + 1]) for c in range(window.shape[2])], axis=2)
-            return one(window)
+        def feeds(windows: Iterator[NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+            for window in windows:
+                whole = window.astype(native, copy=False)
+                for part in np.split(whole, count, axis=2):
+                    waiting.append(part)
+                    seen = np.repeat(part, self.channels, axis=2) if part.shape[2] < self.channels else part
+                    yield {self._image.name: pixels.encode(seen, self._image), **feed}
 
-        return tiling.run_tiled(shown, function, tile=self.tile, halo=self.halo, stride=self.stride)
+        def mapper(windows: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+            parts: list[NDArray[Any]] = []
+            for output in run_all(self.engine, feeds(windows)):
+                parts.append(pixels.decode(output, self._clean, waiting.popleft()))
+                if len(parts) == count:
+                    yield parts[0] if count == 1 else np.concatenate(parts, axis=2)
+                    parts = []
+
+        return tiling.run_mapped(
+            shown, mapper, tile=self._window(*shown.shape[:2]), halo=self.halo, stride=self.stride
+        )
+
+    def _window(self, height: int, width: int) -> int:
+        """Side of the windows: the tile, or less for a small image where the engine takes any size."""
+        if not self.engine.any_size:
+            return self.tile
+        border = -(-self.halo // self.stride) * self.stride
+        whole = border + -(-(max(height, width) + self.halo) // self.stride) * self.stride
+        return min(self.tile, whole)
 
 
-def open(path: str | os.PathLike[str], *, variant: str | None = None, threads: int | None = None) -> Denoiser:
+def open(
+    path: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    threads: int | None = None,
+    device: str = "",
+    hint: str = "latency",
+    cache: str | os.PathLike[str] | None = None,
+) -> Denoiser:
     """Open a bundle for denoising.
 
     Args:
         path: the bundle, folder or zip.
         variant: which model file, e.g. "int8" or "fp16"; None is the bundle's default.
         threads: CPU threads; None is as many as there are, at most 4.
+        device: what runs it, as the engine names it: "CPU", "GPU", "NPU" or "AUTO" for OpenVINO (only CPU is tested).
+        hint: "latency", or "throughput" for many images: OpenVINO then works on several tiles at once.
+        cache: folder for compiled models (OpenVINO), so that the next start is faster.
     Raises: BundleError: the bundle is incomplete, altered, newer than this reader, or unsafe; and what
         `Denoiser.from_bundle` raises.
     """
     bundle = reader.read(path)
     try:
-        denoiser = Denoiser.from_bundle(bundle, variant, threads)
+        options = EngineOptions(device, hint, None if cache is None else Path(cache))
+        denoiser = Denoiser.from_bundle(bundle, variant, threads, options)
     except BaseException:
         bundle.close()
         raise

@@ -115,9 +115,27 @@ def run_tiled(
     Returns: [H, W, C] in the image's dtype: what the module's definition says of the whole image.
     Raises: ShapeError: as in `step`.
     """
+    return run_mapped(image, lambda windows: map(function, windows), tile=tile, halo=halo, stride=stride)
+
+
+def run_mapped(
+    image: NDArray[Any],
+    mapper: Callable[[Iterator[NDArray[Any]]], Iterator[NDArray[Any]]],
+    *,
+    tile: int,
+    halo: int,
+    stride: int,
+) -> NDArray[Any]:
+    """As `run_tiled`, for a function that takes the stream of windows: it may work on several of them at once.
+
+    Args:
+        mapper: takes windows [tile, tile, C], yields one output of that size for each, in their order. Memory holds as
+            many windows as it takes before it yields.
+    """
     result = np.empty_like(image, order="C", subok=False)
-    for row, column in tiles(image.shape[0], image.shape[1], tile, halo, stride):
-        output = function(window(image, row.origin, column.origin, tile, tile))
+    places = list(tiles(image.shape[0], image.shape[1], tile, halo, stride))
+    windows = (window(image, row.origin, column.origin, tile, tile) for row, column in places)
+    for (row, column), output in zip(places, mapper(windows), strict=True):
         result[row.start : row.stop, column.start : column.stop] = output[
             row.start - row.origin : row.stop - row.origin, column.start - column.origin : column.stop - column.origin
         ]

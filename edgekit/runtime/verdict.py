@@ -124,12 +124,13 @@ class Verdict:
         total: the mean over the noise levels.
         agreement: the device's bytes against the host's.
         int8_share: share of the MACs in int8, 0..1.
-        int8_source: where that comes from: "counted in the model file" or "as exported".
+        int8_source: where that comes from: "counted in the model file", "as it runs here" or "as exported".
         worst_layer: the layer with the lowest SQNR, as exported; None if none was measured.
         speed: None if it was not timed.
         bytes, original_bytes: size of the variant's file, and of the original weights as float32.
         engine, library, kernels: what ran it, e.g. "litert", "ai-edge-litert 2.3.0", "xnnpack".
         thresholds: those it was held to.
+        made_for: the library that the file is made for, where another one stood in for it here, e.g. "TensorRT".
     """
 
     passed: bool
@@ -151,6 +152,7 @@ class Verdict:
     library: str
     kernels: str
     thresholds: Thresholds
+    made_for: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -184,6 +186,8 @@ class Verdict:
         if self.int8_share or self.thresholds.min_int8_share:
             slow = f" by {self.kernels} kernels" if self.kernels in ("mixed", "reference") else ""
             parts.append(f"{percent(self.int8_share)} of MACs in int8{slow}")
+        if self.made_for:
+            parts.append(f"(not run on {self.made_for})")
         return "  ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edgekit.bundle.manifest import LayerReport, Variant
+from edgekit.bundle.manifest import LayerReport, Manifest, Variant
+from edgekit.compress.batches import Batches
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.scheme import Scheme
+from edgekit.errors import ExportError
 from edgekit.models.base import DenoiserModel
 
 
@@ -28,12 +30,14 @@ class Target(Protocol):
         extra: the pip extra that brings its libraries.
         engine: the runtime engine that opens its files.
         precisions: precisions it can export: "int8", "fp16", "fp32".
+        quantizers: tools of others that can make its integers instead, as baselines: "nncf".
     """
 
     name: str
     extra: str
     engine: str
     precisions: tuple[str, ...]
+    quantizers: tuple[str, ...]
 
     def scheme(self) -> Scheme:
         """How this target wants its integers."""
@@ -65,3 +69,52 @@ class Target(Protocol):
         Raises: ExportError.
         """
         ...
+
+    def quantized_by(
+        self,
+        quantizer: str,
+        model: DenoiserModel,
+        batches: Batches,
+        count: int,
+        folder: Path,
+        *,
+        name: str,
+        tile: int,
+    ) -> Lowered:
+        """Write the model files with the integers of another tool, as `lower` does with edgekit's.
+
+        Args:
+            quantizer: one of `quantizers`.
+            batches: training batches by step number, to calibrate with.
+            count: how many of them.
+        Raises: MissingExtraError: the tool is not installed. ExportError.
+        """
+        ...
+
+    def extras(self, manifest: Manifest) -> dict[str, str]:
+        """Text files that a bundle for this target holds beside the model files, by path."""
+        ...
+
+
+class Plain:
+    """What a target without further quantizers or files promises of them."""
+
+    quantizers: tuple[str, ...] = ()
+
+    def quantized_by(
+        self,
+        quantizer: str,
+        model: DenoiserModel,
+        batches: Batches,
+        count: int,
+        folder: Path,
+        *,
+        name: str,
+        tile: int,
+    ) -> Lowered:
+        """There is none. Raises: ExportError."""
+        raise ExportError(f"quantizer {quantizer!r}: this target takes edgekit's alone")
+
+    def extras(self, manifest: Manifest) -> dict[str, str]:
+        """There are none."""
+        return {}

@@ -23,7 +23,7 @@ from edgekit.compress.scheme import Scheme
 from edgekit.errors import ExportError, MissingExtraError
 from edgekit.models.base import DenoiserModel
 from edgekit.targets import tflite_file
-from edgekit.targets.base import Lowered
+from edgekit.targets.base import Lowered, Plain
 
 
 class _ChannelsLast(nn.Module):
@@ -45,7 +45,7 @@ class _Blind(_ChannelsLast):
         return super().forward(image, torch.zeros(1))
 
 
-class TFLite:
+class TFLite(Plain):
     """Lowers through litert-torch; no TensorFlow is involved."""
 
     name = "tflite"

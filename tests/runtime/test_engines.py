@@ -25,7 +25,7 @@ def test_engines_are_found_by_file() -> None:
 def test_an_engine_module_keeps_the_contract(name: str) -> None:
     module = registry._module(name)
     parameters = inspect.signature(module.open).parameters
-    assert list(parameters) == ["path", "variant", "threads", "portable"]
+    assert list(parameters) == ["path", "variant", "threads", "portable", "options"]
     assert parameters["threads"].kind is inspect.Parameter.KEYWORD_ONLY
     found = module.available()
     assert isinstance(found, Availability)

@@ -9,14 +9,17 @@ import pytest
 
 HEAVY = {
     *("torch", "torchao", "pydantic", "typer", "rich", "yaml", "safetensors", "skimage", "scipy", "tifffile"),
-    *("tensorflow", "ai_edge_litert", "tflite_runtime", "litert_torch"),
+    *("tensorflow", "ai_edge_litert", "tflite_runtime", "litert_torch", "openvino", "onnxruntime", "onnx", "tensorrt"),
     *("edgekit.models", "edgekit.train", "edgekit.compress", "edgekit.targets"),
 }
 
 
 @pytest.mark.parametrize(
     "module",
-    ["denoiser", "tiling", "estimate", "quality", "images", "pixels", "engines.registry", "engines.litert", "check"],
+    [
+        *("denoiser", "tiling", "estimate", "quality", "images", "pixels", "check", "compare", "bench", "memory"),
+        *("engines.registry", "engines.litert", "engines.openvino", "engines.onnxruntime", "engines.tensorrt"),
+    ],
 )
 def test_importing_the_runtime_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, edgekit.runtime.{module}; print(*sys.modules)"

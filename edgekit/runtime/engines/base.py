@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import Variant
+from edgekit.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,36 @@ class Availability:
     fix: str = ""
 
 
+HINTS = ("latency", "throughput")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to run a model beyond its threads, for engines that know such a choice; others refuse all but the default.
+
+    Attributes:
+        device: what runs it, as the engine's library names it ("CPU", "GPU", "NPU", "AUTO" for OpenVINO); "" is the
+            engine's default.
+        hint: "latency" (one tile at a time, as fast as it goes) or "throughput" (several at once, for folders).
+        cache: folder where compiled models are kept for the next time; None keeps none.
+    """
+
+    device: str = ""
+    hint: str = "latency"
+    cache: Path | None = None
+
+    def refuse(self, engine: str) -> None:
+        """Raise for an engine without such choices. Raises: RecipeError."""
+        for name, value in (("device", self.device.upper().replace("CPU", "")), ("cache", self.cache)):
+            if value:
+                raise RecipeError(
+                    f"{name} is {getattr(self, name)!r}: engine {engine} has no such choice; leave it out"
+                )
+
+
+DEFAULTS = EngineOptions()
+
+
 class Engine(Protocol):
     """One open model file. Not safe to run from two threads at once.
 
@@ -44,6 +75,7 @@ class Engine(Protocol):
         name: as `Variant.engine` writes it, "litert".
         library: the library that runs it, with its version, "ai-edge-litert 2.3.0".
         threads: CPU threads it was opened with.
+        any_size: whether batches may have any height and width that the network takes; otherwise they are the tile's.
         kernels: what computes the operators that do arithmetic: "xnnpack" (all of them), "mixed" (some of them),
             "reference" (none), or "unknown" where the library does not tell. Only "xnnpack" gives the same bits on
             every machine.
@@ -55,6 +87,7 @@ class Engine(Protocol):
     name: str
     library: str
     threads: int
+    any_size: bool
     kernels: str
     operators: Mapping[str, OperatorCount]
     macs: Mapping[str, int]
@@ -74,11 +107,41 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class Profiler(Protocol):
+    """What an engine may offer besides: the time of each layer. Optional: an engine that cannot tell has no `profile`.
+
+    `edgekit bench` asks for it where an int8 model file is slower than the float one, to name the layers that cost it.
+    """
+
+    def profile(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, float]:
+        """Run one batch and time its layers.
+
+        Args:
+            inputs: as for `Engine.run`.
+        Returns: milliseconds by the layer's name, in the order they ran. Where engine and format allow it, the names
+            are those of `LayerReport.name`, and a layer has one name in the int8 and in the float file.
+        Raises: EngineError: as `Engine.run`.
+        """
+        ...
+
+
+def run_all(engine: Engine, batches: Iterator[Mapping[str, NDArray[Any]]]) -> Iterator[NDArray[Any]]:
+    """The outputs of a stream of batches, in order: by the engine's own `run_many`, which may work on several at once.
+
+    An engine without one runs batch by batch.
+    """
+    many = getattr(engine, "run_many", None)
+    return many(batches) if many is not None else map(engine.run, batches)
+
+
 class EngineModule(Protocol):
     """What an engine's file offers at module level. The file's name is the engine's name."""
 
     @staticmethod
-    def open(path: Path, variant: Variant, *, threads: int, portable: bool = False) -> Engine:
+    def open(
+        path: Path, variant: Variant, *, threads: int, portable: bool = False, options: EngineOptions = DEFAULTS
+    ) -> Engine:
         """Open a model file and compare its tensors with what the manifest says of them.
 
         Args:
@@ -87,8 +150,10 @@ class EngineModule(Protocol):
             threads: CPU threads, at least 1.
             portable: use the slow kernels that give the same bits on every machine, for `check` where the fast ones are
                 missing.
+            options: device, hint, cache.
         Raises: MissingExtraError: no library to run it; EngineError: the file is corrupt, or its tensors (name, dtype,
-            shape, scale, zero point) are not those of the manifest; the engine has no portable kernels.
+            shape, scale, zero point) are not those of the manifest; the engine has no portable kernels. RecipeError: an
+            option that the engine does not know.
         """
         ...
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import TensorSpec, Variant
 from edgekit.errors import EngineError, MissingExtraError
-from edgekit.runtime.engines.base import Availability, OperatorCount
+from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount
 from edgekit.runtime.native_stderr import without_lines
 
 NAME = "litert"
@@ -48,6 +48,7 @@ class LiteRTEngine:
     """A .tflite file in an interpreter."""
 
     name = NAME
+    any_size = False
 
     def __init__(
         self, path: Path, variant: Variant, threads: int, factory: Any, library: str, *, portable: bool = False
@@ -102,8 +103,9 @@ class LiteRTEngine:
 
 
 def open(  # noqa: D103 - see base.EngineModule
-    path: Path, variant: Variant, *, threads: int, portable: bool = False
+    path: Path, variant: Variant, *, threads: int, portable: bool = False, options: EngineOptions = DEFAULTS
 ) -> LiteRTEngine:
+    options.refuse(NAME)
     factory, library, problem = _library()
     if factory is None:
         what = f"running {path.name}"

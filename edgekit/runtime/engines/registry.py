@@ -10,7 +10,7 @@ from typing import cast
 import edgekit.runtime.engines as package
 from edgekit.bundle.manifest import Variant
 from edgekit.errors import RecipeError, UnknownNameError
-from edgekit.runtime.engines.base import Availability, Engine, EngineModule
+from edgekit.runtime.engines.base import DEFAULTS, HINTS, Availability, Engine, EngineModule, EngineOptions
 
 _NOT_ENGINES = {"base", "registry"}
 
@@ -20,7 +20,9 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in _NOT_ENGINES)
 
 
-def open_engine(variant: Variant, path: Path, threads: int, *, portable: bool = False) -> Engine:
+def open_engine(
+    variant: Variant, path: Path, threads: int, *, portable: bool = False, options: EngineOptions = DEFAULTS
+) -> Engine:
     """Open a model file with the engine that the manifest names.
 
     Args:
@@ -28,13 +30,16 @@ def open_engine(variant: Variant, path: Path, threads: int, *, portable: bool = 
         path: the model file.
         threads: CPU threads, at least 1.
         portable: slow kernels with the same bits on every machine.
+        options: device, hint, cache.
     Raises: UnknownNameError: no such engine; RecipeError: threads; and what the engine's `open` raises.
     """
     if variant.engine not in names():
         raise UnknownNameError.unknown("engine", variant.engine, names())
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise RecipeError(f"threads is {threads!r}: expected a whole number of at least 1")
-    return _module(variant.engine).open(path, variant, threads=threads, portable=portable)
+    if options.hint not in HINTS:
+        raise RecipeError(f"hint is {options.hint!r}: expected {' or '.join(HINTS)}")
+    return _module(variant.engine).open(path, variant, threads=threads, portable=portable, options=options)
 
 
 def available() -> dict[str, Availability]:

@@ -1,0 +1,227 @@
+"""OpenVINO files (.xml and .bin), by OpenVINO Runtime. Only the CPU is tested; GPU, NPU and AUTO are passed on."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgekit.bundle.manifest import Variant
+from edgekit.errors import EngineError, MissingExtraError, RecipeError
+from edgekit.runtime import tensors
+from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount
+
+NAME = "openvino"
+# On a CPU with bfloat16 the default is bfloat16, 54 dB from float32: the float layers of an integer model, and float
+# models, are computed as the host computed them.
+_PRECISION = "f32"
+# Side of the static copy that is compiled to see which kernels run where.
+_CENSUS_SIDE = 128
+_CONVOLUTIONS = ("Convolution", "Deconvolution")
+
+
+class OpenVINOEngine:
+    """A compiled model. Images of any size and number; `hint` "throughput" keeps several requests in flight."""
+
+    name = NAME
+    any_size = True
+
+    def __init__(self, path: Path, variant: Variant, threads: int, options: EngineOptions) -> None:
+        import openvino
+
+        self.device = (options.device or "CPU").upper()
+        self.hint = options.hint
+        self.threads = threads
+        self._path, self._variant = path, variant
+        core = openvino.Core()
+        known = {"AUTO", *core.available_devices}
+        # "GPU.1" and "AUTO:GPU,CPU" are OpenVINO's own way to say more.
+        if self.device not in known and self.device.split(":")[0].split(".")[0] not in {d.split(".")[0] for d in known}:
+            raise RecipeError(f"device is {self.device!r}: OpenVINO sees {', '.join(sorted(known))} here")
+        if options.cache is not None:
+            core.set_property({"CACHE_DIR": str(options.cache)})
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": options.hint.upper()}
+        if self.device == "CPU":
+            settings |= {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": _PRECISION}
+        version = f"openvino {openvino.__version__.split('-')[0]}"
+        try:
+            model = core.read_model(str(path))
+            tensors.match(path, "input", variant.inputs, _found(model.inputs))
+            tensors.match(path, "output", variant.outputs, _found(model.outputs))
+            self._core, self._settings = core, settings
+            self._compiled = core.compile_model(model, self.device, settings)
+            self._request = self._compiled.create_infer_request()
+        except RuntimeError as error:
+            raise EngineError(
+                f"{path.name} cannot be opened by {version} on {self.device}: {tensors.line(error)}; export it again"
+            ) from error
+        self.precision = str(_property(self._compiled, "INFERENCE_PRECISION_HINT", "its own"))
+        self.library = f"{version} ({self.device}, {self.hint}, {self.precision})"
+        self.kernels = "onednn" if self.device == "CPU" else "unknown"
+
+    @functools.cached_property
+    def _layers(self) -> list[tuple[str, str, str, int]]:
+        return executed(self._path, self._core, self.device, self._settings, self._variant)
+
+    @property
+    def operators(self) -> Mapping[str, OperatorCount]:
+        """Layers by kind as they run; those in 8 bits count as delegated."""
+        total = Counter(kind for _, kind, _, _ in self._layers)
+        taken = Counter(kind for _, kind, precision, _ in self._layers if precision in ("i8", "u8"))
+        return MappingProxyType({kind: OperatorCount(n, taken[kind]) for kind, n in sorted(total.items())})
+
+    @property
+    def macs(self) -> Mapping[str, int]:
+        """As they run in a small static copy of the model: the shares are those of any size."""
+        counted: Counter[str] = Counter()
+        for _, _, precision, macs in self._layers:
+            if macs:
+                counted["int8" if precision in ("i8", "u8") else _numpy(precision)] += macs
+        return MappingProxyType(dict(counted))
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        self._check(inputs)
+        try:
+            self._request.infer(dict(inputs), share_inputs=True)
+        except RuntimeError as error:
+            raise EngineError(f"{self._path.name} failed in {self.library}: {tensors.line(error)}") from error
+        return self._output(self._request)
+
+    def run_many(self, batches: Iterator[Mapping[str, NDArray[Any]]]) -> Iterator[NDArray[Any]]:
+        """Run a stream of batches, as many at once as the device asks for; see `base.run_all`."""
+        if self.hint != "throughput":
+            yield from map(self.run, batches)
+            return
+        import openvino
+
+        count = int(_property(self._compiled, "OPTIMAL_NUMBER_OF_INFER_REQUESTS", 1))
+        queue = openvino.AsyncInferQueue(self._compiled, count)
+        started = finished = 0
+        try:
+            for inputs in batches:
+                self._check(inputs)
+                if started - finished == count:
+                    # In order: the oldest is awaited, and its request takes the next batch.
+                    queue[finished % count].wait()
+                    yield self._output(queue[finished % count])
+                    finished += 1
+                queue[started % count].start_async(dict(inputs))
+                started += 1
+            while finished < started:
+                queue[finished % count].wait()
+                yield self._output(queue[finished % count])
+                finished += 1
+        except RuntimeError as error:
+            raise EngineError(f"{self._path.name} failed in {self.library}: {tensors.line(error)}") from error
+        finally:
+            queue.wait_all()
+
+    def profile(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, float]:
+        """Milliseconds by layer of one run, by OpenVINO's own counters."""
+        self._check(inputs)
+        settings = {**self._settings, "PERF_COUNT": True}
+        request = self._core.compile_model(str(self._path), self.device, settings).create_infer_request()
+        request.infer(dict(inputs))
+        request.infer(dict(inputs))
+        found: dict[str, float] = {}
+        for item in request.get_profiling_info():
+            if item.real_time:
+                found[item.node_name] = found.get(item.node_name, 0.0) + item.real_time.total_seconds() * 1e3
+        return found
+
+    def close(self) -> None:
+        self._request = self._compiled = None
+
+    def _check(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        if self._compiled is None:
+            raise EngineError(f"{self._path.name} is closed: open it again")
+        tensors.check_feed(self._path, self._variant.inputs, inputs)
+
+    def _output(self, request: Any) -> NDArray[Any]:
+        output: NDArray[Any] = request.get_output_tensor(0).data.copy()
+        return output
+
+
+def open(  # noqa: D103 - see base.EngineModule
+    path: Path, variant: Variant, *, threads: int, portable: bool = False, options: EngineOptions = DEFAULTS
+) -> OpenVINOEngine:
+    if available().library is None:
+        raise MissingExtraError.needs(f"running {path.name}", NAME, NAME)
+    if portable:
+        raise EngineError(f"{NAME} has no portable kernels: its bits may differ from machine to machine")
+    return OpenVINOEngine(path, variant, threads, options)
+
+
+def available() -> Availability:  # noqa: D103 - see base.EngineModule
+    try:
+        import openvino
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == NAME
+        problem = "not installed" if missing else f"installed but broken ({tensors.line(error)})"
+        return Availability(NAME, None, problem, f"pip install 'edgekit[{NAME}]'")
+    return Availability(NAME, f"{NAME} {openvino.__version__.split('-')[0]}")
+
+
+def executed(
+    path: Path, core: Any, device: str, settings: Mapping[str, Any], variant: Variant, side: int = _CENSUS_SIDE
+) -> list[tuple[str, str, str, int]]:
+    """What really runs, from the runtime model of a static copy with one image of side x side.
+
+    Returns: (names of the original layers, kind, precision, MACs) of each layer but constants, in the order they run.
+    """
+    model = core.read_model(str(path))
+    shapes = {}
+    for spec in variant.inputs:
+        pixels = iter((side, side))
+        axes = spec.layout if len(spec.shape) == len(spec.layout) else "N" * len(spec.shape)
+        shapes[spec.name] = [
+            n if n > 0 else 1 if axis == "N" else next(pixels) for n, axis in zip(spec.shape, axes, strict=True)
+        ]
+    model.reshape(shapes)
+    compiled = core.compile_model(model, device, dict(settings))
+    found = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        told = {key: value.astype(str) for key, value in node.get_rt_info().items() if key in _TOLD}
+        kind = told.get("layerType", "")
+        if kind in ("", "Const", "Parameter", "Result", "Input", "Output"):
+            continue
+        macs = 0
+        if kind in _CONVOLUTIONS:
+            weights, output = node.input(1).get_shape(), node.output(0).get_shape()
+            # [out, in, h, w], or [groups, out, in, h, w]: the product per output position either way.
+            macs = math.prod(weights) * math.prod(output[2:])
+        names = told.get("originalLayersNames", "") or node.get_friendly_name()
+        found.append((names, kind, told.get("runtimePrecision", ""), macs))
+    return found
+
+
+_TOLD = ("layerType", "runtimePrecision", "originalLayersNames")
+
+
+def _numpy(precision: str) -> str:
+    """OpenVINO's name of a type as numpy has it."""
+    return {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}.get(precision, precision)
+
+
+def _found(ports: Any) -> tensors.Found:
+    return {
+        port.any_name: (
+            port.element_type.to_dtype().name,
+            tuple(-1 if side.is_dynamic else side.get_length() for side in port.partial_shape),
+        )
+        for port in ports
+    }
+
+
+def _property(compiled: Any, name: str, default: Any) -> Any:
+    try:
+        value = compiled.get_property(name)
+    except RuntimeError:
+        return default
+    return value.to_string() if hasattr(value, "to_string") else value

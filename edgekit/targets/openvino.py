@@ -1,0 +1,190 @@
+"""OpenVINO: .xml and .bin, any height, width and batch; int8 with 8-bit images in and out, and float fallbacks."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekit.bundle.manifest import LayerReport, TensorSpec, Variant
+from edgekit.compress.batches import Batches
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.scheme import Scheme
+from edgekit.errors import ExportError, MissingExtraError
+from edgekit.models.base import DenoiserModel
+from edgekit.runtime.engines import openvino as engine
+from edgekit.targets import onnx_graph
+from edgekit.targets.base import Lowered, Plain
+
+# Integers 0..255 stand for 0..1.
+_BYTES = 255.0
+
+
+class OpenVINO(Plain):
+    """Lowers through ONNX: OpenVINO's converter reads quantize and dequantize operators as they are."""
+
+    name = "openvino"
+    extra = "openvino-target"
+    engine = engine.NAME
+    precisions = ("int8", "fp16", "fp32")
+    quantizers = ("nncf",)
+
+    def scheme(self) -> Scheme:
+        """Affine int8 activations of every tensor, weights of 7 bits.
+
+        Without VNNI an x86 processor adds two products of 8 by 8 bits in 16, which saturates; weights of 7 bits leave
+        the room. Every tensor: else the residual stream is float32, whose memory traffic eats what the products gain.
+        """
+        return Scheme(name=self.name, weight_bits=7)
+
+    def available(self) -> str | None:
+        """None when openvino, onnx and onnxscript are installed, else the missing one."""
+        for library in ("openvino", "onnx", "onnxscript"):
+            if importlib.util.find_spec(library) is None:
+                return library
+        return None
+
+    def lower(
+        self,
+        model: DenoiserModel,
+        program: QuantizedProgram | None,
+        folder: Path,
+        *,
+        name: str,
+        tile: int,
+        precision: str,
+    ) -> Lowered:
+        """Write NAME.int8 (8-bit NHWC images) and NAME.int8-floatio (with program), NAME.fp16 and NAME.fp32."""
+        if (missing := self.available()) is not None:
+            raise MissingExtraError.needs("the openvino target", missing, self.extra)
+        if precision not in self.precisions:
+            raise ExportError(f"precision {precision!r}: openvino exports {', '.join(self.precisions)}")
+        source = folder / f"{name}.fp32.onnx"
+        onnx_graph.write(model.eval(), model, source)
+        variants = [_save(_read(source), folder, f"{name}.{kind}", kind, model) for kind in ("fp16", "fp32")]
+        if precision == "int8":
+            if program is None:
+                raise ExportError("precision 'int8' needs a quantized program: run the quantize stage first")
+            integers = folder / f"{name}.int8.onnx"
+            onnx_graph.write(program.converted(fold=True), model, integers)
+            variants = [
+                _save(_read(integers), folder, f"{name}.int8", "int8", model, True),
+                _save(_read(integers), folder, f"{name}.int8-floatio", "int8-floatio", model),
+                *variants,
+            ]
+        variants.sort(key=lambda v: v.name != precision)
+        return Lowered(tuple(variants), _layers(folder / variants[0].file, variants[0], model, tile))
+
+    def quantized_by(
+        self,
+        quantizer: str,
+        model: DenoiserModel,
+        batches: Batches,
+        count: int,
+        folder: Path,
+        *,
+        name: str,
+        tile: int,
+    ) -> Lowered:
+        """Write NAME.int8-nncf.xml: NNCF's post-training quantization with its defaults, of the float model."""
+        if importlib.util.find_spec("nncf") is None:
+            raise MissingExtraError.needs("quantizer nncf", "nncf", "nncf")
+        source = folder / f"{name}.fp32.onnx"
+        if not source.exists():
+            onnx_graph.write(model.eval(), model, source)
+        variant = _save(_nncf(source, model, batches, count), folder, f"{name}.int8-{quantizer}", "int8", model, True)
+        floats = [_save(_read(source), folder, f"{name}.{kind}", kind, model) for kind in ("fp16", "fp32")]
+        return Lowered((variant, *floats), _layers(folder / variant.file, variant, model, tile))
+
+
+TARGET = OpenVINO()
+
+
+def _read(source: Path) -> Any:
+    import openvino
+
+    return openvino.convert_model(str(source))
+
+
+def _nncf(source: Path, model: DenoiserModel, batches: Batches, count: int) -> Any:
+    """The float graph quantized by NNCF as its documentation shows it, calibrated on training batches."""
+    with onnx_graph.quietly():
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        images = []
+        for step in range(count):
+            batch = batches(step)
+            for noisy, sigma in zip(batch.noisy, batch.sigma, strict=True):
+                feed = {onnx_graph.IMAGE: noisy[None].numpy()}
+                images.append(feed if model.blind else {**feed, onnx_graph.SIGMA: sigma[None].numpy()})
+        return nncf.quantize(_read(source), nncf.Dataset(images), subset_size=len(images))
+
+
+def _save(
+    graph: Any, folder: Path, stem: str, kind: str, model: DenoiserModel, bytes_in_and_out: bool = False
+) -> Variant:
+    import openvino
+
+    inputs, outputs = onnx_graph.specs(model)
+    if bytes_in_and_out:
+        graph = _bytes(graph)
+        inputs = (_as_bytes(inputs[0]), *inputs[1:])
+        outputs = (_as_bytes(outputs[0]),)
+    openvino.save_model(graph, str(folder / f"{stem}.xml"), compress_to_fp16=kind == "fp16")
+    return Variant(
+        name=kind,
+        file=f"{stem}.xml",
+        engine=engine.NAME,
+        inputs=inputs,
+        outputs=outputs,
+        companions=(f"{stem}.bin",),
+    )
+
+
+def _bytes(graph: Any) -> Any:
+    """Bake the way from and to 8-bit images into the model: uint8 [N, H, W, C] in and out."""
+    import openvino
+    from openvino import opset13 as operators
+    from openvino.preprocess import PrePostProcessor
+
+    steps = PrePostProcessor(graph)
+    steps.input(onnx_graph.IMAGE).tensor().set_element_type(openvino.Type.u8).set_layout(openvino.Layout("NHWC"))
+    steps.input(onnx_graph.IMAGE).preprocess().convert_element_type(openvino.Type.f32).scale(_BYTES)
+    steps.input(onnx_graph.IMAGE).model().set_layout(openvino.Layout("NCHW"))
+
+    def to_bytes(clean: Any) -> Any:
+        scaled = operators.multiply(operators.clamp(clean, 0.0, 1.0), operators.constant(np.float32(_BYTES)))
+        return operators.round(scaled, "half_to_even").output(0)
+
+    steps.output(onnx_graph.CLEAN).model().set_layout(openvino.Layout("NCHW"))
+    ends = steps.output(onnx_graph.CLEAN).postprocess()
+    ends.custom(to_bytes).convert_element_type(openvino.Type.u8).convert_layout(openvino.Layout("NHWC"))
+    return steps.build()
+
+
+def _as_bytes(spec: TensorSpec) -> TensorSpec:
+    shape = (spec.shape[0], spec.shape[2], spec.shape[3], spec.shape[1])
+    return TensorSpec(spec.name, spec.role, shape, "NHWC", "uint8", 1 / _BYTES, 0)
+
+
+def _layers(path: Path, variant: Variant, model: DenoiserModel, tile: int) -> tuple[LayerReport, ...]:
+    """What this machine really runs: OpenVINO's runtime model, by the names of the network's own layers."""
+    import openvino
+
+    from edgekit.models.complexity import layer_macs
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    ran = [item for item in engine.executed(path, openvino.Core(), "CPU", settings, variant) if item[3]]
+    found = []
+    for name, macs in layer_macs(model, tile):
+        # Names of what was fused into it, with suffixes, separated by commas.
+        match = next((item for item in ran if name in {part.split("/")[0] for part in item[0].split(",")}), None)
+        kind, precision = ("Convolution", "unknown") if match is None else match[1:3]
+        integer = precision in ("i8", "u8")
+        dtype = "int8" if integer else {"f32": "float32", "f16": "float16"}.get(precision, precision)
+        found.append(LayerReport(name, kind, macs, dtype, delegated=integer))
+    return tuple(found)

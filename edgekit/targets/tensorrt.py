@@ -1,0 +1,94 @@
+"""TensorRT: ONNX with explicit quantize and dequantize operators, which the device builds its engine from.
+
+TensorRT is not run here. What is proven on the host: the graph, computed by ONNX Runtime in TensorRT's place.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+
+from edgekit.bundle import build_engine, trtexec
+from edgekit.bundle.manifest import Manifest, Variant
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.scheme import Scheme
+from edgekit.errors import ExportError, MissingExtraError
+from edgekit.models.base import DenoiserModel
+from edgekit.runtime.engines import onnxruntime, tensorrt
+from edgekit.targets import onnx_graph
+from edgekit.targets.base import Lowered, Plain
+
+# What stands in for it, in words.
+_LIBRARY = "TensorRT"
+
+
+class TensorRT(Plain):
+    """Writes QDQ ONNX by TensorRT's rules for explicit quantization; `build_engine.py` in the bundle does the rest."""
+
+    name = "tensorrt"
+    extra = "tensorrt-target"
+    engine = onnxruntime.NAME
+    precisions = ("int8", "fp32")
+
+    def scheme(self) -> Scheme:
+        """Symmetric int8 with zero point 0 at the inputs and weights of convolutions, and at residual additions.
+
+        Source: "Working with Quantized Types" in the TensorRT documentation: per-channel weights, nothing between a
+        convolution and its ReLU, the residual branch quantized so that the addition fuses.
+        """
+        return Scheme(
+            name=self.name,
+            symmetric_activations=True,
+            every_tensor=False,
+            quantized_io=False,
+            residual_adds=True,
+        )
+
+    def available(self) -> str | None:
+        """None when onnx, onnxscript and onnxruntime are installed, else the missing one."""
+        for library in ("onnx", "onnxscript", "onnxruntime"):
+            if importlib.util.find_spec(library) is None:
+                return library
+        return None
+
+    def lower(
+        self,
+        model: DenoiserModel,
+        program: QuantizedProgram | None,
+        folder: Path,
+        *,
+        name: str,
+        tile: int,
+        precision: str,
+    ) -> Lowered:
+        """Write NAME.int8.onnx (with program) and NAME.fp32.onnx, each for ONNX Runtime and for TensorRT."""
+        if (missing := self.available()) is not None:
+            raise MissingExtraError.needs("the tensorrt target", missing, self.extra)
+        if precision not in self.precisions:
+            raise ExportError(
+                f"precision {precision!r}: tensorrt exports {', '.join(self.precisions)}; build_engine.py makes FP16 "
+                "of fp32"
+            )
+        files = {"fp32": folder / f"{name}.fp32.onnx"}
+        onnx_graph.write(model.eval(), model, files["fp32"])
+        if precision == "int8":
+            if program is None:
+                raise ExportError("precision 'int8' needs a quantized program: run the quantize stage first")
+            files["int8"] = folder / f"{name}.int8.onnx"
+            onnx_graph.write(program.converted(fold=True), model, files["int8"])
+        inputs, outputs = onnx_graph.specs(model)
+        found = []
+        for kind, path in sorted(files.items(), key=lambda item: item[0] != precision):
+            graph = Variant(kind, path.name, onnxruntime.NAME, inputs, outputs, made_for=_LIBRARY)
+            found += [graph, replace(graph, name=f"{kind}-tensorrt", engine=tensorrt.NAME, made_for="")]
+        found.sort(key=lambda v: v.engine != onnxruntime.NAME)
+        return Lowered(tuple(found), onnx_graph.layers(files[precision], model, tile))
+
+    def extras(self, manifest: Manifest) -> dict[str, str]:
+        """What a Jetson's user needs: the script that builds the engine there, and the same as command lines."""
+        script = Path(build_engine.__file__).read_text(encoding="utf-8")
+        return {"build_engine.py": script, "trtexec.txt": "\n".join(trtexec.lines(manifest)) + "\n"}
+
+
+TARGET = TensorRT()
