@@ -12,7 +12,7 @@ from edgekit.bundle.reader import sha256
 from edgekit.errors import CheckpointError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints
 
-STUDENT, TEACHER = "dsunet-s", "unet"
+STUDENT, TEACHER = "dsunet-s", "dsunet-l"
 # Networks of others, with the weights their authors published: file names in ../shared/weights/kair.
 PEERS = {
     "ffdnet-color": "ffdnet_color.pth",

@@ -1,4 +1,4 @@
-"""Whole models as a target's files, so that they run in the same runtime as a bundle: float, and INT8 by calibration alone.
+"""Whole models as a target's files, so that they run in the same runtime as a bundle: float, and INT8 by calibration.
 
 What these figures are compared with is the bundle that `edgekit compress` makes: pruned, distilled, and quantized with
 training (QAT).
@@ -23,6 +23,7 @@ from edgekit.bundle.golden import Golden
 from edgekit.bundle.manifest import Manifest, Thresholds
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.quantize import quantize
+from edgekit.compress.scheme import Scheme
 from edgekit.models import DenoiserModel
 from edgekit.pipeline import model_facts
 from edgekit.recipe import QuantizeSettings, Recipe
@@ -41,7 +42,16 @@ def tile_for(model: DenoiserModel, side: int) -> int:
     return -(-(side + 2 * border) // model.stride) * model.stride
 
 
-def export(contestant: Contestant, tile: int, folder: Path = FOLDER, target: str = TARGET) -> Bundle:
+def export(
+    contestant: Contestant,
+    tile: int,
+    folder: Path = FOLDER,
+    target: str = TARGET,
+    *,
+    steps: int = 0,
+    weight_bits: int | None = None,
+    tiles: int = 1,
+) -> Bundle:
     """Export a model with nothing taken away, or open what an earlier run exported.
 
     Args:
@@ -49,15 +59,20 @@ def export(contestant: Contestant, tile: int, folder: Path = FOLDER, target: str
         tile: height and width of the static input, a multiple of the model's stride.
         folder: where exports are kept.
         target: what to export for.
-    Returns: a bundle with the variants "fp32" and "int8" (ranges observed on the built-in images, nothing trained), its
-        golden tile only there to make it whole: such a bundle is measured, not shipped.
+        steps: of QAT; 0 is calibration alone.
+        weight_bits: instead of the target's own.
+        tiles: golden tiles to keep, of those that a bundle has.
+    Returns: a bundle with the variants "fp32" and "int8" (ranges observed on the built-in images), its golden tile only
+        there to make it whole: such a bundle is measured, not shipped.
     Raises: ExportError.
     """
-    stamp = json.dumps([contestant.sha256, tile, versions(), _code()])
+    stamp = json.dumps([contestant.sha256, tile, steps, weight_bits, tiles, versions(), _code()])
     place = folder / f"{contestant.name}-{target}-{tile}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.edgekit"
     if not place.exists():
         with tempfile.TemporaryDirectory() as files:
-            _write(contestant, tile, Path(files), place, target)
+            scheme = registry.get(target).scheme()
+            scheme = scheme if weight_bits is None else replace(scheme, weight_bits=weight_bits)
+            _write(contestant, tile, Path(files), place, target, scheme, steps, tiles)
     return reader.read(place)
 
 
@@ -67,15 +82,17 @@ def _code() -> str:
     return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
 
 
-def _write(contestant: Contestant, tile: int, files: Path, place: Path, name: str) -> None:
+def _write(
+    contestant: Contestant, tile: int, files: Path, place: Path, name: str, scheme: Scheme, steps: int, tiles: int
+) -> None:
     model = contestant.model
     target = registry.get(name)
     recipe = Recipe(model=contestant.name, teacher="none", target=name, prune=0, steps=0, tile=tile, sigma=SIGMA)
     images = open_stage_data(recipe, model.channels)
     program, record = quantize(
         model,
-        target.scheme(),
-        QuantizeSettings(steps=0),
+        scheme,
+        QuantizeSettings(steps=steps),
         images.batches,
         images.tiles,
         sigma_range=(SIGMA[0] / 255, SIGMA[1] / 255),
@@ -98,21 +115,21 @@ def _write(contestant: Contestant, tile: int, files: Path, place: Path, name: st
         versions=versions(),
     )
     written = {file: files / file for v in lowered.variants for file in v.files}
-    golden = _golden(Bundle(replace(manifest, files=dict.fromkeys(written, "")), files, files), images.golden)
+    golden = _golden(Bundle(replace(manifest, files=dict.fromkeys(written, "")), files, files), images.golden, tiles)
     writer.write(place, manifest, written, golden)
 
 
-def _golden(files: Bundle, tiles: GoldenImages) -> Golden:
-    """One golden tile, from the files themselves."""
-    noisy, sigma = tiles.noisy[:1], tiles.sigma[:1]
+def _golden(files: Bundle, tiles: GoldenImages, count: int) -> Golden:
+    """Golden tiles, from the files themselves."""
+    noisy, sigma = tiles.noisy[:count], tiles.sigma[:count]
+    pairs = list(zip(noisy, sigma.tolist(), strict=True))
     with Denoiser.from_bundle(files, "fp32") as denoiser:
-        image = noisy[0].astype(np.float32) / 255
-        fp32 = Golden.pack(denoiser(image, sigma=float(sigma[0])))[None]
+        fp32 = np.stack([Golden.pack(denoiser(k.astype(np.float32) / 255, sigma=level)) for k, level in pairs])
     with Denoiser.from_bundle(files, "int8") as denoiser:
-        host, kernels = denoiser(noisy[0], sigma=float(sigma[0]))[None], denoiser.engine.kernels
+        host, kernels = np.stack([denoiser(k, sigma=level) for k, level in pairs]), denoiser.engine.kernels
     return Golden(
         noisy=noisy,
-        clean=tiles.clean[:1],
+        clean=tiles.clean[:count],
         sigma=sigma,
         fp32_original=fp32,
         fp32_compressed=fp32,

@@ -1,9 +1,10 @@
 """Milliseconds per megapixel of useful pixels: float and INT8, one thread and two, beside the published FFDNet.
 
-Timed is the engine (LiteRT, or with --target openvino OpenVINO) on one tile, everything loaded. Useful are the pixels of a tile that a denoised image is
-made of: the halo, which neighbouring tiles compute again, is paid for and not counted. The contestants run in turns,
-so that whatever the machine does besides hits all of them, and the fastest of the rounds counts. What cutting,
-mirroring and putting together add is measured too, with the Denoiser on an image of two by two tiles.
+Timed is the engine (LiteRT, or OpenVINO with --target openvino) on one tile, everything loaded. Useful are the pixels
+of a tile that a denoised image is made of: the halo, which neighbouring tiles compute again, is paid for and not
+counted. The contestants run in turns, so that whatever the machine does besides hits all of them, and the fastest of
+the rounds counts. What cutting, mirroring and putting together add is measured too, with the Denoiser on an image of
+two by two tiles.
 """
 
 from __future__ import annotations

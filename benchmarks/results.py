@@ -15,7 +15,7 @@ from edgekit._version import __version__
 from edgekit.errors import DataError
 
 FOLDER = ROOT / "benchmarks" / "results"
-_LIBRARIES = ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "numpy", "openvino", "torch", "torchao")
+_LIBRARIES = ("ai-edge-litert", "ai-edge-quantizer", "litert-torch", "numpy", "torch", "torchao")
 
 
 def default(name: str, *, quick: bool) -> Path:

@@ -383,13 +383,14 @@ def _export(
         manifest = _manifest(run, target, recipe, original, compressed, lowered, records, thresholds)
         return manifest, *_host_outputs(manifest, files, noisy, sigma)
 
-    lowering = {"name": stem, "tile": recipe.tile}
+    def baseline(quantizer: str) -> Lowered:
+        count = quantization.calibration_batches
+        return target.quantized_by(quantizer, compressed, run.images.batches, count, files, name=stem, tile=recipe.tile)
+
     if recipe.precision == "int8" and program is None:
-        lowered = target.quantized_by(
-            recipe.quantizer, compressed, run.images.batches, quantization.calibration_batches, files, **lowering
-        )
+        lowered = baseline(recipe.quantizer)
     else:
-        lowered = target.lower(compressed, program, files, precision=recipe.precision, **lowering)
+        lowered = target.lower(compressed, program, files, name=stem, tile=recipe.tile, precision=recipe.precision)
     run.progress(stage, 1, 3, "golden tiles")
     if program is not None:
         lowered = replace(lowered, layers=_with_sqnr(lowered, program, noisy, sigma))
@@ -399,10 +400,7 @@ def _export(
         for quantizer in target.quantizers:
             # The baseline to beat: in the report, not in the bundle.
             run.progress(stage, 1, 3, f"{quantizer} for comparison")
-            other = target.quantized_by(
-                quantizer, compressed, run.images.batches, quantization.calibration_batches, files, **lowering
-            )
-            outputs[f"{target.name} int8 by {quantizer}"] = ran(other)[1]
+            outputs[f"{target.name} int8 by {quantizer}"] = ran(baseline(quantizer))[1]
     golden = Golden(
         noisy=noisy,
         clean=clean,

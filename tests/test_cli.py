@@ -81,7 +81,9 @@ def files(folder: Path) -> set[str]:
 def test_no_command_prints_help(edgekit: Terminal) -> None:
     said = edgekit()
     assert said.code == 0
-    assert all(name in said.out for name in ("compress", "train", "check", "bench", "denoise", "inspect", "models", "doctor"))
+    assert all(
+        name in said.out for name in ("compress", "train", "check", "bench", "denoise", "inspect", "models", "doctor")
+    )
 
 
 @pytest.mark.parametrize("command", ["compress", "train", "check", "bench", "denoise", "inspect", "models", "doctor"])
@@ -279,7 +281,10 @@ def test_denoise_without_a_bundle(edgekit: Terminal, photo: Path, tmp_path: Path
     ("words", "message"),
     [
         ([], "target is missing: give it in the recipe or with --target TARGET"),
-        (["--target", "tflit"], "unknown target 'tflit': expected one of tflite (did you mean 'tflite'?)"),
+        (
+            ["--target", "tflit"],
+            "unknown target 'tflit': expected one of openvino, tensorrt, tflite (did you mean 'tflite'?)",
+        ),
         (["--tile", "big"], "tile is 'big': expected a whole number"),
         (["--prune", "0.95"], "prune is '0.95': expected a number from 0 to 0.9"),
         (["--prune", "-1"], "prune is '-1': expected a number from 0 to 0.9"),

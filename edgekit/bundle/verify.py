@@ -73,7 +73,10 @@ class Other:
     """An OpenVINO or ONNX file, driven as a TFLite interpreter is."""
 
     def __init__(self, path: str, variant: dict[str, Any]) -> None:
-        self.variant, self.fed, self.result = variant, {}, None
+        self.variant = variant
+        self.fed: dict[str, Any] = {}
+        self.result: Any = None
+        self.call: Any
         try:
             if variant["engine"] == "openvino":
                 import openvino

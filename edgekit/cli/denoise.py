@@ -27,9 +27,7 @@ def denoise(
     device: Annotated[
         str, typer.Option(metavar="NAME", show_default="CPU", help="For OpenVINO: CPU, GPU, NPU, AUTO; CPU is tested.")
     ] = "",
-    cache: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="For OpenVINO: keep compiled models here.")
-    ] = None,
+    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="For OpenVINO: keep compiled models here.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Denoise images; size, depth, colour and alpha stay as they are."""

@@ -87,8 +87,8 @@ class Denoiser:
             threads: CPU threads; None is as many as there are, at most 4.
             options: device, hint and cache, for engines that know them.
         Raises: UnknownNameError: no such variant, or no engine for it. RecipeError: threads, options.
-            MissingExtraError: the engine's library is not installed. EngineError: the model file is corrupt, or not what the manifest
-            says.
+            MissingExtraError: the engine's library is not installed. EngineError: the model file is corrupt, or not
+            what the manifest says.
         """
         manifest = bundle.manifest
         name = manifest.default_variant if variant is None else variant
@@ -254,9 +254,7 @@ class Denoiser:
                     yield parts[0] if count == 1 else np.concatenate(parts, axis=2)
                     parts = []
 
-        return tiling.run_mapped(
-            shown, mapper, tile=self._window(*shown.shape[:2]), halo=self.halo, stride=self.stride
-        )
+        return tiling.run_mapped(shown, mapper, tile=self._window(*shown.shape[:2]), halo=self.halo, stride=self.stride)
 
     def _window(self, height: int, width: int) -> int:
         """Side of the windows: the tile, or less for a small image where the engine takes any size."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -10,7 +11,7 @@ from edgekit.bundle.manifest import LayerReport, Manifest, Variant
 from edgekit.compress.batches import Batches
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.scheme import Scheme
-from edgekit.errors import ExportError
+from edgekit.errors import ExportError, MissingExtraError
 from edgekit.models.base import DenoiserModel
 
 
@@ -97,9 +98,28 @@ class Target(Protocol):
 
 
 class Plain:
-    """What a target without further quantizers or files promises of them."""
+    """What targets have in common: no further quantizers or files unless they say so, and what they refuse."""
 
+    name: str
+    extra: str
+    precisions: tuple[str, ...]
     quantizers: tuple[str, ...] = ()
+    # What it writes with, by import name.
+    libraries: tuple[str, ...]
+
+    def available(self) -> str | None:
+        """None when what it writes with is installed, else the missing library."""
+        missing = (name for name in self.libraries if importlib.util.find_spec(name) is None)
+        return next((name.replace("_", "-") for name in missing), None)
+
+    def require(self, precision: str, program: QuantizedProgram | None) -> None:
+        """Refuse what cannot be lowered. Raises: MissingExtraError, ExportError."""
+        if (missing := self.available()) is not None:
+            raise MissingExtraError.needs(f"the {self.name} target", missing, self.extra)
+        if precision not in self.precisions:
+            raise ExportError(f"precision {precision!r}: {self.name} exports {', '.join(self.precisions)}")
+        if precision == "int8" and program is None:
+            raise ExportError("precision 'int8' needs a quantized program: run the quantize stage first")
 
     def quantized_by(
         self,

@@ -5,7 +5,6 @@ TensorRT is not run here. What is proven on the host: the graph, computed by ONN
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from edgekit.bundle import build_engine, trtexec
 from edgekit.bundle.manifest import Manifest, Variant
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.scheme import Scheme
-from edgekit.errors import ExportError, MissingExtraError
 from edgekit.models.base import DenoiserModel
 from edgekit.runtime.engines import onnxruntime, tensorrt
 from edgekit.targets import onnx_graph
@@ -30,6 +28,7 @@ class TensorRT(Plain):
     extra = "tensorrt-target"
     engine = onnxruntime.NAME
     precisions = ("int8", "fp32")
+    libraries = ("onnx", "onnxscript", "onnxruntime")
 
     def scheme(self) -> Scheme:
         """Symmetric int8 with zero point 0 at the inputs and weights of convolutions, and at residual additions.
@@ -45,13 +44,6 @@ class TensorRT(Plain):
             residual_adds=True,
         )
 
-    def available(self) -> str | None:
-        """None when onnx, onnxscript and onnxruntime are installed, else the missing one."""
-        for library in ("onnx", "onnxscript", "onnxruntime"):
-            if importlib.util.find_spec(library) is None:
-                return library
-        return None
-
     def lower(
         self,
         model: DenoiserModel,
@@ -63,18 +55,11 @@ class TensorRT(Plain):
         precision: str,
     ) -> Lowered:
         """Write NAME.int8.onnx (with program) and NAME.fp32.onnx, each for ONNX Runtime and for TensorRT."""
-        if (missing := self.available()) is not None:
-            raise MissingExtraError.needs("the tensorrt target", missing, self.extra)
-        if precision not in self.precisions:
-            raise ExportError(
-                f"precision {precision!r}: tensorrt exports {', '.join(self.precisions)}; build_engine.py makes FP16 "
-                "of fp32"
-            )
+        self.require(precision, program)
         files = {"fp32": folder / f"{name}.fp32.onnx"}
         onnx_graph.write(model.eval(), model, files["fp32"])
         if precision == "int8":
-            if program is None:
-                raise ExportError("precision 'int8' needs a quantized program: run the quantize stage first")
+            assert program is not None  # self.require
             files["int8"] = folder / f"{name}.int8.onnx"
             onnx_graph.write(program.converted(fold=True), model, files["int8"])
         inputs, outputs = onnx_graph.specs(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import logging
 import os
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from edgekit.bundle.manifest import TensorSpec, Variant
 from edgekit.compress.program import QuantizedLayer, QuantizedProgram
 from edgekit.compress.scheme import Scheme
-from edgekit.errors import ExportError, MissingExtraError
+from edgekit.errors import ExportError
 from edgekit.models.base import DenoiserModel
 from edgekit.targets import tflite_file
 from edgekit.targets.base import Lowered, Plain
@@ -52,17 +51,11 @@ class TFLite(Plain):
     extra = "tflite"
     engine = "litert"
     precisions = ("int8", "fp16", "fp32")
+    libraries = ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")
 
     def scheme(self) -> Scheme:
         """Affine int8 activations, per-channel int8 weights, every tensor: XNNPACK then takes the whole graph."""
         return Scheme(name=self.name)
-
-    def available(self) -> str | None:
-        """None when litert-torch, its quantizer and LiteRT are installed, else the missing one."""
-        for library in ("litert_torch", "ai_edge_quantizer", "ai_edge_litert"):
-            if importlib.util.find_spec(library) is None:
-                return library.replace("_", "-")
-        return None
 
     def lower(
         self,
@@ -75,10 +68,7 @@ class TFLite(Plain):
         precision: str,
     ) -> Lowered:
         """Write NAME.int8.tflite (with program), NAME.int8-uint8io.tflite, NAME.fp16.tflite and NAME.fp32.tflite."""
-        if (missing := self.available()) is not None:
-            raise MissingExtraError.needs("the tflite target", missing, self.extra)
-        if precision not in self.precisions:
-            raise ExportError(f"precision {precision!r}: tflite exports {', '.join(self.precisions)}")
+        self.require(precision, program)
         files = {p: folder / f"{name}.{p}.tflite" for p in ("int8", "int8-uint8io", "fp16", "fp32")}
         shape = (1, tile, tile, model.channels)
         _convert(model.eval(), shape, files["fp32"], blind=model.blind, quantized=False)
@@ -86,8 +76,7 @@ class TFLite(Plain):
         kinds = ["fp16", "fp32"]
         known: list[QuantizedLayer] = []
         if precision == "int8":
-            if program is None:
-                raise ExportError("precision 'int8' needs a quantized program: run the quantize stage first")
+            assert program is not None  # self.require
             _convert(program.converted(), shape, files["int8"], blind=model.blind, quantized=True)
             tflite_file.unsigned_io(files["int8"], files["int8-uint8io"])
             kinds = ["int8", "int8-uint8io", *kinds]

@@ -131,7 +131,8 @@ def _fabric(settings: TrainSettings) -> tuple[Fabric, TrainSettings]:
             if settings.precision == "auto":
                 chosen = resolve("auto", Fabric(**where).device.type)
                 settings = settings.model_copy(update={"precision": chosen})
-            fabric = Fabric(**where, precision=settings.precision)
+            where["precision"] = settings.precision
+            fabric = Fabric(**where)
     except (ValueError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(

@@ -51,7 +51,7 @@ class Muon(torch.optim.AdamW):
         super().__init__(split, lr, weight_decay=weight_decay, fused=fused)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Take one step with both kinds."""
         groups = self.param_groups
         self.param_groups = [group for group in groups if not group["matrices"]]

@@ -141,5 +141,5 @@ def test_the_card_tells_terms_quality_and_use(bundle: Bundle, verdict: Verdict) 
     assert "| 25 | 20.55 |" in text
     assert "- training data: made by the tests" in text
     assert "0 to 55 in 8-bit units" in text
-    assert "image int8 1x64x64x3 NHWC at scale 1/255, zero point -128" in text
+    assert "image int8 1 x 64 x 64 x 3 NHWC at scale 1/255, zero point -128" in text
     assert "python verify.py" in text

@@ -19,6 +19,7 @@ from edgekit.errors import EngineError, ExportError, RecipeError
 from edgekit.runtime.engines import openvino as engine
 from edgekit.runtime.engines.base import EngineOptions
 from edgekit.runtime.engines.registry import open_engine
+from edgekit.runtime.verdict import int8_share
 from edgekit.targets import registry
 from edgekit.targets.base import Lowered
 
@@ -35,9 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lowered(tiny: Tiny, folder: Path) -> Lowered:
-    return registry.get("openvino").lower(
-        tiny.model, tiny.program, folder, name="tiny", tile=SIDE, precision="int8"
-    )
+    return registry.get("openvino").lower(tiny.model, tiny.program, folder, name="tiny", tile=SIDE, precision="int8")
 
 
 def variant(lowered: Lowered, name: str) -> Variant:
@@ -67,9 +66,7 @@ def test_every_convolution_runs_in_int8(lowered: Lowered, tiny: Tiny) -> None:
     assert {layer.dtype for layer in lowered.layers} == {"int8"}
     modules = [name for name, module in tiny.model.named_modules() if isinstance(module, torch.nn.Conv2d)]
     assert sorted(layer.name for layer in lowered.layers) == sorted(modules)
-    assert sum(layer.macs for layer in lowered.layers) == pytest.approx(
-        tiny.model.macs_per_pixel() * SIDE**2, rel=1e-3
-    )
+    assert sum(layer.macs for layer in lowered.layers) == pytest.approx(tiny.model.macs_per_pixel() * SIDE**2, rel=1e-3)
 
 
 def test_float_files_agree_with_the_model(lowered: Lowered, tiny: Tiny, folder: Path) -> None:
@@ -79,8 +76,9 @@ def test_float_files_agree_with_the_model(lowered: Lowered, tiny: Tiny, folder: 
     for name, tolerance in (("fp32", 1e-5), ("fp16", 5e-3)):  # float16 keeps 11 bits of a weight
         chosen = variant(lowered, name)
         output = open_engine(chosen, folder / chosen.file, 1).run(feed)
-        np.testing.assert_allclose(output, expected, atol=tolerance)
-    sizes = [sum((folder / name).stat().st_size for name in variant(lowered, v).files) for v in ("fp16", "fp32")]
+        assert np.abs(output - expected).max() < tolerance * np.abs(expected).max()
+    # The weights; the graph beside them is text, and larger than they are here.
+    sizes = [(folder / variant(lowered, name).companions[0]).stat().st_size for name in ("fp16", "fp32")]
     assert sizes[0] < sizes[1]
 
 
@@ -163,7 +161,9 @@ def test_what_the_engine_refuses(lowered: Lowered, tiny: Tiny, folder: Path, tmp
     with pytest.raises(EngineError, match="no portable kernels"):
         open_engine(default, folder / default.file, 1, portable=True)
     other = replace(default, inputs=(replace(default.inputs[0], shape=(-1, -1, -1, 1)), default.inputs[1]))
-    with pytest.raises(EngineError, match=r"input 'noisy' of tiny.int8.xml is uint8 \[-1, -1, -1, 3\], the manifest says"):
+    with pytest.raises(
+        EngineError, match=r"input 'noisy' of tiny.int8.xml is uint8 \[-1, -1, -1, 3\], the manifest says"
+    ):
         open_engine(other, folder / default.file, 1)
     nameless = replace(default, inputs=default.inputs[:1])
     with pytest.raises(EngineError, match="has the inputs noisy, sigma, the manifest names noisy"):
@@ -193,11 +193,10 @@ def test_layers_can_be_timed(lowered: Lowered, tiny: Tiny, folder: Path) -> None
 
 def test_nncf_is_the_baseline(tiny: Tiny, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
-    found = registry.get("openvino").quantized_by(
-        "nncf", tiny.model, tiny.batches, 4, tmp_path, name="tiny", tile=SIDE
-    )
+    found = registry.get("openvino").quantized_by("nncf", tiny.model, tiny.batches, 4, tmp_path, name="tiny", tile=SIDE)
     assert found.variants[0].file == "tiny.int8-nncf.xml"
-    assert {layer.dtype for layer in found.layers} == {"int8"}
+    # It leaves what it thinks sensitive in float.
+    assert int8_share(found.layers) > 0.9
     output = open_engine(found.variants[0], tmp_path / found.variants[0].file, 1).run(
         {"noisy": images(tiny), "sigma": sigma()}
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import Variant
-from edgekit.errors import RecipeError
+from edgekit.errors import EngineError, MissingExtraError, RecipeError
 
 
 @dataclass(frozen=True)
@@ -161,3 +162,25 @@ class EngineModule(Protocol):
     def available() -> Availability:
         """Whether a library to run this engine's files is installed. Never raises."""
         ...
+
+
+def look(name: str) -> Availability:
+    """Whether the library of an engine that is named after it can be imported, and its version."""
+    try:
+        version = str(importlib.import_module(name).__version__)
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == name
+        problem = "not installed" if missing else f"installed but broken ({' '.join(str(error).split())})"
+        return Availability(name, None, problem, f"pip install 'edgekit[{name}]'")
+    return Availability(name, f"{name} {version.split('-')[0]}")
+
+
+def require(name: str, path: Path, *, portable: bool) -> None:
+    """Refuse to open a file where the engine's library is missing, or portable kernels are wanted and it has none."""
+    found = look(name)
+    if found.library is None and found.problem == "not installed":
+        raise MissingExtraError.needs(f"running {path.name}", name, name)
+    if found.library is None:
+        raise MissingExtraError(f"running {path.name} needs {name}: {found.problem}: {found.fix}")
+    if portable:
+        raise EngineError(f"{name} has no portable kernels: its bits may differ from machine to machine")

@@ -11,9 +11,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import Variant
-from edgekit.errors import EngineError, MissingExtraError
+from edgekit.errors import EngineError
 from edgekit.runtime import tensors
-from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount
+from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount, look, require
 
 NAME = "onnxruntime"
 _DTYPES = {"float": "float32", "float16": "float16", "uint8": "uint8", "int8": "int8"}
@@ -66,21 +66,12 @@ def open(  # noqa: D103 - see base.EngineModule
     path: Path, variant: Variant, *, threads: int, portable: bool = False, options: EngineOptions = DEFAULTS
 ) -> OnnxRuntimeEngine:
     options.refuse(NAME)
-    if available().library is None:
-        raise MissingExtraError.needs(f"running {path.name}", NAME, NAME)
-    if portable:
-        raise EngineError(f"{NAME} has no portable kernels: its bits may differ from machine to machine")
+    require(NAME, path, portable=portable)
     return OnnxRuntimeEngine(path, variant, threads)
 
 
 def available() -> Availability:  # noqa: D103 - see base.EngineModule
-    try:
-        import onnxruntime
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == NAME
-        problem = "not installed" if missing else f"installed but broken ({tensors.line(error)})"
-        return Availability(NAME, None, problem, f"pip install 'edgekit[{NAME}]'")
-    return Availability(NAME, f"{NAME} {onnxruntime.__version__}")
+    return look(NAME)
 
 
 def _found(arguments: list[Any]) -> tensors.Found:

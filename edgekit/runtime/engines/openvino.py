@@ -13,9 +13,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import Variant
-from edgekit.errors import EngineError, MissingExtraError, RecipeError
+from edgekit.errors import EngineError, RecipeError
 from edgekit.runtime import tensors
-from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount
+from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount, look, require
 
 NAME = "openvino"
 # On a CPU with bfloat16 the default is bfloat16, 54 dB from float32: the float layers of an integer model, and float
@@ -151,21 +151,12 @@ class OpenVINOEngine:
 def open(  # noqa: D103 - see base.EngineModule
     path: Path, variant: Variant, *, threads: int, portable: bool = False, options: EngineOptions = DEFAULTS
 ) -> OpenVINOEngine:
-    if available().library is None:
-        raise MissingExtraError.needs(f"running {path.name}", NAME, NAME)
-    if portable:
-        raise EngineError(f"{NAME} has no portable kernels: its bits may differ from machine to machine")
+    require(NAME, path, portable=portable)
     return OpenVINOEngine(path, variant, threads, options)
 
 
 def available() -> Availability:  # noqa: D103 - see base.EngineModule
-    try:
-        import openvino
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == NAME
-        problem = "not installed" if missing else f"installed but broken ({tensors.line(error)})"
-        return Availability(NAME, None, problem, f"pip install 'edgekit[{NAME}]'")
-    return Availability(NAME, f"{NAME} {openvino.__version__.split('-')[0]}")
+    return look(NAME)
 
 
 def executed(
