@@ -51,6 +51,7 @@ def export(
     steps: int = 0,
     weight_bits: int | None = None,
     tiles: int = 1,
+    precision: str = "int8",
 ) -> Bundle:
     """Export a model with nothing taken away, or open what an earlier run exported.
 
@@ -62,17 +63,18 @@ def export(
         steps: of QAT; 0 is calibration alone.
         weight_bits: instead of the target's own.
         tiles: golden tiles to keep, of those that a bundle has.
+        precision: "fp32" leaves the integers out.
     Returns: a bundle with the variants "fp32" and "int8" (ranges observed on the built-in images), its golden tile only
         there to make it whole: such a bundle is measured, not shipped.
     Raises: ExportError.
     """
-    stamp = json.dumps([contestant.sha256, tile, steps, weight_bits, tiles, versions(), _code()])
+    stamp = json.dumps([contestant.sha256, tile, steps, weight_bits, tiles, precision, versions(), _code()])
     place = folder / f"{contestant.name}-{target}-{tile}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.edgekit"
     if not place.exists():
         with tempfile.TemporaryDirectory() as files:
             scheme = registry.get(target).scheme()
             scheme = scheme if weight_bits is None else replace(scheme, weight_bits=weight_bits)
-            _write(contestant, tile, Path(files), place, target, scheme, steps, tiles)
+            _write(contestant, tile, Path(files), place, target, scheme, steps, tiles, precision)
     return reader.read(place)
 
 
@@ -83,34 +85,45 @@ def _code() -> str:
 
 
 def _write(
-    contestant: Contestant, tile: int, files: Path, place: Path, name: str, scheme: Scheme, steps: int, tiles: int
+    contestant: Contestant,
+    tile: int,
+    files: Path,
+    place: Path,
+    name: str,
+    scheme: Scheme,
+    steps: int,
+    tiles: int,
+    precision: str,
 ) -> None:
     model = contestant.model
     target = registry.get(name)
     recipe = Recipe(model=contestant.name, teacher="none", target=name, prune=0, steps=0, tile=tile, sigma=SIGMA)
     images = open_stage_data(recipe, model.channels)
-    program, record = quantize(
-        model,
-        scheme,
-        QuantizeSettings(steps=steps),
-        images.batches,
-        images.tiles,
-        sigma_range=(SIGMA[0] / 255, SIGMA[1] / 255),
-        progress=lambda done, total, text="": None,
-    )
-    lowered = target.lower(model, program, files, name=contestant.name, tile=tile, precision="int8")
+    program, records = None, ()
+    if precision == "int8":
+        program, record = quantize(
+            model,
+            scheme,
+            QuantizeSettings(steps=steps),
+            images.batches,
+            images.tiles,
+            sigma_range=(SIGMA[0] / 255, SIGMA[1] / 255),
+            progress=lambda done, total, text="": None,
+        )
+        records = (record.to_dict(),)
+    lowered = target.lower(model, program, files, name=contestant.name, tile=tile, precision=precision)
     manifest = Manifest(
         name=contestant.name,
         target=name,
-        precision="int8",
-        default_variant="int8",
+        precision=precision,
+        default_variant=precision,
         variants=lowered.variants,
         model=model_facts(model, model),
         tile=tile,
         sigma=SIGMA,
         thresholds=Thresholds(max_drop=recipe.max_drop),
         layers=lowered.layers,
-        stages=(record.to_dict(),),
+        stages=records,
         recipe=recipe.model_dump(mode="json"),
         versions=versions(),
     )
@@ -125,7 +138,7 @@ def _golden(files: Bundle, tiles: GoldenImages, count: int) -> Golden:
     pairs = list(zip(noisy, sigma.tolist(), strict=True))
     with Denoiser.from_bundle(files, "fp32") as denoiser:
         fp32 = np.stack([Golden.pack(denoiser(k.astype(np.float32) / 255, sigma=level)) for k, level in pairs])
-    with Denoiser.from_bundle(files, "int8") as denoiser:
+    with Denoiser.from_bundle(files) as denoiser:
         host, kernels = np.stack([denoiser(k, sigma=level) for k, level in pairs]), denoiser.engine.kernels
     return Golden(
         noisy=noisy,

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import contestants, results, sets
 from benchmarks.console import leave, say, show
-from benchmarks.contestants import STUDENT, TEACHER
+from benchmarks.contestants import STUDENT
 from benchmarks.exports import export
 from benchmarks.sets import SHARED
 from edgekit.bundle import reader
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
     options = _parse(arguments)
     weights = contestants.weights_of(options.weights)
-    names = contestants.measured(options.models, [STUDENT, TEACHER, PEER], weights)
+    names = contestants.measured(options.models, [STUDENT, PEER], weights)
     name = "latency" if options.target == "tflite" else f"latency-{options.target}"
     out = options.out or results.default(name, quick=options.rounds < 7 or bool(weights))
     place = options.bundle or sets.ROOT / "build" / f"{STUDENT}-{options.target}.edgekit"

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import contestants, published, results, sets
 from benchmarks.console import leave, say, show
-from benchmarks.contestants import ONLY, PEERS, STUDENT, Contestant
+from benchmarks.contestants import ONLY, PEERS, STUDENT, TEACHER, Contestant
 from benchmarks.exports import export, tile_for
 from benchmarks.sets import SETS, SHARED, SIGMAS, Image, ImageSet
 from edgekit.bundle import reader
@@ -202,9 +202,12 @@ def _columns(
     if contestant.name in PEERS and not options.full:
         return found
     say(f"{contestant.name}: exporting, or opening an earlier export")
-    whole = stack.enter_context(export(contestant, tile_for(model, _SIDE)))
+    # A teacher teaches in float; it goes to no device.
+    precision = "fp32" if contestant.name == TEACHER else "int8"
+    whole = stack.enter_context(export(contestant, tile_for(model, _SIDE), precision=precision))
     found["original"] = _through_runtime(whole, "fp32")
-    found["calibrated"] = _through_runtime(whole, "int8")
+    if precision == "int8":
+        found["calibrated"] = _through_runtime(whole, "int8")
     if contestant.name == STUDENT:
         bundle = stack.enter_context(reader.read(options.bundle))
         same_origin(bundle, whole)
