@@ -110,9 +110,10 @@ def test_a_device_without_edgekit_can_tell_too(bundles: dict[str, Bundle], targe
 
 
 def test_the_exports_agree(bundles: dict[str, Bundle]) -> None:
-    # Ranges were only observed here; learned ones bring them within the default allowance (docs/targets.md).
-    assert compare(bundles["tflite"], bundles["openvino"], allow=0.5).agree
-    assert compare(bundles["tflite"], bundles["tensorrt"], allow=0.5).agree
+    # Ranges were only observed here, and weights of 7 bits not trained for: tenths of a dB on images this smooth. What
+    # learned ranges bring is in docs/targets.md.
+    assert compare(bundles["tflite"], bundles["openvino"], allow=1.0).agree
+    assert compare(bundles["tflite"], bundles["tensorrt"], allow=1.0).agree
 
 
 def test_the_report_compares_targets_and_quantizers(bundles: dict[str, Bundle]) -> None:

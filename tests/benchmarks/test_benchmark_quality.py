@@ -152,11 +152,11 @@ def test_results_are_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_models_without_weights_are_left_out_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "shipped", lambda: {"dsunet-s": Path("s")})
-    assert contestants.measured(None, ["dsunet-s", "unet", "dncnn-25"], {}) == ["dsunet-s", "dncnn-25"]
-    assert contestants.measured(None, ["dsunet-s", "unet"], {"unet": Path("u")}) == ["dsunet-s", "unet"]
-    assert contestants.measured(["unet"], ["dsunet-s"], {}) == ["unet"]
-    with pytest.raises(UnknownNameError, match="unknown weights 'unet'"):
-        contestants.load("unet", weights={})
+    assert contestants.measured(None, ["dsunet-s", "dsunet-l", "dncnn-25"], {}) == ["dsunet-s", "dncnn-25"]
+    assert contestants.measured(None, ["dsunet-s", "dsunet-l"], {"dsunet-l": Path("u")}) == ["dsunet-s", "dsunet-l"]
+    assert contestants.measured(["dsunet-l"], ["dsunet-s"], {}) == ["dsunet-l"]
+    with pytest.raises(UnknownNameError, match="unknown weights 'dsunet-l'"):
+        contestants.load("dsunet-l", weights={})
 
 
 def test_bad_flags_are_one_line(tmp_path: Path) -> None:
