@@ -26,7 +26,7 @@ STRICT = "EDGEKIT_STRICT_SKIPS"
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Seed every global generator; a test that needs one of its own seeds it itself. Undo what libraries did to logging.
+    """Seed every global generator, which a test may do again; undo what libraries did to logging.
 
     Exporting for several targets in one process leaves Python's logging silent: one of their libraries sees to that.
     """
