@@ -30,7 +30,7 @@ from edgekit.compress.record import Size, StageRecord
 from edgekit.errors import CheckpointError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, names
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
-from edgekit.runtime.check import check
+from edgekit.runtime.check import check, run_tiles
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.verdict import Verdict
 from edgekit.stage_data import StageData, open_stage_data
@@ -468,8 +468,7 @@ def _host_outputs(
     """What the default variant gives here, through the runtime, and the kernels that computed it."""
     listed = replace(manifest, files={name: "" for v in manifest.variants for name in v.files})
     with Denoiser.from_bundle(Bundle(manifest=listed, folder=files, source=files)) as denoiser:
-        outputs = [denoiser(image, sigma=float(level)) for image, level in zip(noisy, sigma, strict=True)]
-        return np.stack(outputs), denoiser.engine.kernels
+        return run_tiles(denoiser, noisy, sigma), denoiser.engine.kernels
 
 
 def _manifest(

@@ -40,10 +40,6 @@ from edgekit.runtime.verdict import (
 _OTHER_KERNELS_DB = 40.0
 # Float kernels differ by 5e-7, fp16 weights by 1e-3: after rounding some bytes are off by one. All of them are 48 dB.
 _FLOAT_DB = 50.0
-# Engines with kernels that give the same bits on every machine. Of the others' integer files dB and digests are held.
-_HAVE_PORTABLE = {"litert"}
-# Engines whose MACs are counted in the model file; those of others are what this device makes of it.
-_COUNT_IN_FILE = {"litert"}
 # The portable kernels take seconds a tile on a small device: two tiles, of the lowest and the highest noise.
 _PORTABLE_TILES = 2
 
@@ -63,8 +59,8 @@ def check(path: str | os.PathLike[str], *, variant: str | None = None, threads: 
     """
     with reader.read(path) as bundle, Denoiser.from_bundle(bundle, variant, threads) as denoiser:
         golden, engine = bundle.golden(), denoiser.engine
-        device = _run(denoiser, golden.noisy, golden.sigma)
-        agreement = agree(golden, device, denoiser.variant, default_of(bundle.manifest), engine.kernels)
+        device = run_tiles(denoiser, golden.noisy, golden.sigma)
+        agreement = agree(golden, device, denoiser.variant, default_of(bundle.manifest), engine)
         if denoiser.variant.integer and agreement.reference == "host" and not agreement.bit_exact:
             agreement = replace(agreement, portable=_portable_agreement(bundle, denoiser.variant))
         # The time that a stand-in takes says nothing of the library the file is made for.
@@ -76,7 +72,7 @@ def recorded(bundle: Bundle) -> Verdict:
     """The verdict on what the host's engine gave when the golden tiles were made. Nothing runs, nothing is timed."""
     manifest, golden = bundle.manifest, bundle.golden()
     variant = default_of(manifest)
-    agreement = agree(golden, golden.host, variant, variant, golden.kernels)
+    agreement = agree(golden, golden.host, variant, variant, None)
     return _verdict(bundle, variant, golden.host, agreement, None, None)
 
 
@@ -99,7 +95,7 @@ def portable_outputs(
     except EngineError:
         return None
     with Denoiser(engine, bundle.manifest, variant) as denoiser:
-        return _run(denoiser, noisy, sigma)
+        return run_tiles(denoiser, noisy, sigma)
 
 
 def with_portable(golden: Golden, bundle: Bundle) -> Golden:
@@ -204,16 +200,20 @@ def seals(manifest: Manifest, golden: Golden) -> tuple[str, ...]:
     return tuple(edited)
 
 
-def agree(golden: Golden, device: NDArray[np.uint8], variant: Variant, default: Variant, kernels: str) -> Agreement:
+def agree(
+    golden: Golden, device: NDArray[np.uint8], variant: Variant, default: Variant, engine: Engine | None
+) -> Agreement:
     """Compare the device's bytes with the reference's and say what is required of them.
 
     Args:
         golden: the tiles; its `host` is the default variant's output on the machine that compressed it.
         device: uint8 [K, H, W, C].
         variant, default: the variant that ran, and the one that `golden.host` came from.
-        kernels: what ran it here.
+        engine: what ran it here; None for what the host recorded.
     """
     host = variant == default or (variant.integer and default.integer)
+    kernels = golden.kernels if engine is None else engine.kernels
+    has_portable = golden.portable is not None if engine is None else engine.has_portable
     reference = golden.host if host else Golden.to_uint8(golden.fp32_compressed)
     apart = np.abs(device.astype(np.int16) - reference)
     return Agreement(
@@ -223,7 +223,7 @@ def agree(golden: Golden, device: NDArray[np.uint8], variant: Variant, default: 
         psnr=decibels(device, reference),
         bit_exact=variant.integer and host and kernels == golden.kernels == "xnnpack",
         psnr_allowed=_OTHER_KERNELS_DB if variant.integer else _FLOAT_DB,
-        portable_required=variant.integer and host and variant.engine in _HAVE_PORTABLE,
+        portable_required=variant.integer and host and has_portable,
     )
 
 
@@ -237,7 +237,8 @@ def _portable_agreement(bundle: Bundle, variant: Variant) -> float | None:
     return None if outputs is None else float(np.mean(outputs == golden.portable))
 
 
-def _run(denoiser: Denoiser, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]) -> NDArray[np.uint8]:
+def run_tiles(denoiser: Denoiser, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Denoise tiles one by one: noisy uint8 [K, H, W, C], sigma [K] in 8-bit units -> uint8 [K, H, W, C]."""
     return np.stack([denoiser(tile, sigma=float(level)) for tile, level in zip(noisy, sigma, strict=True)])
 
 
@@ -247,7 +248,7 @@ def _int8_share(engine: Engine | None, layers: Sequence[LayerReport]) -> tuple[f
     if engine is None or not total:
         return stated, "as exported", ()
     share = engine.macs.get("int8", 0) / total
-    if engine.name not in _COUNT_IN_FILE:
+    if not engine.counts_file:
         # What a processor or GPU made of the file: no sign of an edit where it differs from the host's.
         return share, "as it runs here", ()
     if abs(share - stated) <= 1e-6:

@@ -15,6 +15,7 @@ from edgekit.bundle import reader
 from edgekit.bundle.golden import Golden
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import RecipeError, ShapeError
+from edgekit.runtime.check import run_tiles
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.verdict import decibels, mean, rows
 
@@ -221,7 +222,7 @@ def compare(
             Denoiser.from_bundle(second, threads=threads) as other,
         ):
             sides = _side(first, one), _side(second, other)
-            outputs = _run(one, golden), _run(other, golden)
+            outputs = run_tiles(one, golden.noisy, golden.sigma), run_tiles(other, golden.noisy, golden.sigma)
     table, total = _rows(golden, *outputs)
     return Comparison(*sides, table, total, Allowance().between(*sides) if allow is None else float(allow))
 
@@ -289,10 +290,6 @@ def _side(bundle: Bundle, denoiser: Denoiser) -> Side:
         kernels=engine.kernels,
         made_for=variant.made_for,
     )
-
-
-def _run(denoiser: Denoiser, golden: Golden) -> NDArray[np.uint8]:
-    return np.stack([denoiser(tile, sigma=float(s)) for tile, s in zip(golden.noisy, golden.sigma, strict=True)])
 
 
 def _rows(golden: Golden, a: NDArray[np.uint8], b: NDArray[np.uint8]) -> tuple[tuple[CompareRow, ...], CompareRow]:

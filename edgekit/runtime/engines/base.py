@@ -77,6 +77,8 @@ class Engine(Protocol):
         library: the library that runs it, with its version, "ai-edge-litert 2.3.0".
         threads: CPU threads it was opened with.
         any_size: whether batches may have any height and width that the network takes; otherwise they are the tile's.
+        has_portable: whether `open` knows kernels with the same bits on every machine.
+        counts_file: whether `macs` are those of the model file; otherwise they are what this device makes of it.
         kernels: what computes the operators that do arithmetic: "xnnpack" (all of them), "mixed" (some of them),
             "reference" (none), or "unknown" where the library does not tell. Only "xnnpack" gives the same bits on
             every machine.
@@ -89,6 +91,8 @@ class Engine(Protocol):
     library: str
     threads: int
     any_size: bool
+    has_portable: bool
+    counts_file: bool
     kernels: str
     operators: Mapping[str, OperatorCount]
     macs: Mapping[str, int]

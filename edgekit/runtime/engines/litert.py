@@ -20,6 +20,7 @@ from edgekit.bundle.manifest import TensorSpec, Variant
 from edgekit.errors import EngineError, MissingExtraError
 from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount
 from edgekit.runtime.native_stderr import without_lines
+from edgekit.runtime.tensors import line
 
 NAME = "litert"
 
@@ -49,6 +50,8 @@ class LiteRTEngine:
 
     name = NAME
     any_size = False
+    has_portable = True
+    counts_file = True
 
     def __init__(
         self, path: Path, variant: Variant, threads: int, factory: Any, library: str, *, portable: bool = False
@@ -64,7 +67,7 @@ class LiteRTEngine:
                 self._interpreter = factory(model_path=str(path), num_threads=threads, **options)
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError, OSError) as error:
-            raise EngineError(f"{path.name} cannot be opened by {library}: {_line(error)}; export it again") from error
+            raise EngineError(f"{path.name} cannot be opened by {library}: {line(error)}; export it again") from error
         signature = _signature(self._interpreter)
         self._inputs = _match(
             path, "input", variant.inputs, self._interpreter.get_input_details(), signature.get("inputs", {})
@@ -94,7 +97,7 @@ class LiteRTEngine:
         try:
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as error:
-            raise EngineError(f"{self._path.name} failed in {self.library}: {_line(error)}") from error
+            raise EngineError(f"{self._path.name} failed in {self.library}: {line(error)}") from error
         output: NDArray[Any] = self._interpreter.get_tensor(self._output["index"])
         return output
 
@@ -134,7 +137,7 @@ def _library() -> tuple[Any, str, str]:
             continue
         except (ImportError, AttributeError, OSError, RuntimeError) as error:
             # tflite-runtime beside numpy 2 fails so: the next library may well work.
-            broken.append(f"{distribution} is installed but broken ({_line(error)})")
+            broken.append(f"{distribution} is installed but broken ({line(error)})")
             continue
         return found, f"{distribution} {_version(module, distribution)}", ""
     return None, "", "; ".join(broken)
@@ -154,11 +157,6 @@ def _version(module: str, distribution: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         # tensorflow-cpu and the like bring the module under another name.
         return str(getattr(importlib.import_module(module.split(".")[0]), "__version__", "of unknown version"))
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def _signature(interpreter: Any) -> dict[str, dict[str, int]]:

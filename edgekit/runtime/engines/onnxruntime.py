@@ -25,6 +25,8 @@ class OnnxRuntimeEngine:
 
     name = NAME
     any_size = True
+    has_portable = False
+    counts_file = False
     kernels = "unknown"
 
     def __init__(self, path: Path, variant: Variant, threads: int) -> None:

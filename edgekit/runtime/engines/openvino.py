@@ -31,6 +31,8 @@ class OpenVINOEngine:
 
     name = NAME
     any_size = True
+    has_portable = False
+    counts_file = False
 
     def __init__(self, path: Path, variant: Variant, threads: int, options: EngineOptions) -> None:
         import openvino

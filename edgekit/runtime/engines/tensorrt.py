@@ -33,6 +33,8 @@ class TensorRTEngine:
     name = NAME
     # The engine was built for a profile of shapes, which need not hold more than the tile.
     any_size = False
+    has_portable = False
+    counts_file = False
     kernels = "tensorrt"
 
     def __init__(self, path: Path, variant: Variant, threads: int, here: Machine) -> None:
