@@ -6,7 +6,6 @@ EDGEKIT_STRICT_SKIPS=1, as `.ci/run` sets it, it fails the run.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import sys
@@ -26,14 +25,7 @@ STRICT = "EDGEKIT_STRICT_SKIPS"
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Seed every global generator, which a test may do again; undo what libraries did to logging.
-
-    Exporting for several targets in one process leaves Python's logging silent: one of their libraries sees to that.
-    """
-    logging.disable(logging.NOTSET)
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("edgekit.train").disabled = False
-    logging.getLogger("edgekit.train").propagate = True
+    """Seed every global generator, which a test may do again."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - the legacy generator is the one that libraries draw from
     if "torch" in sys.modules:

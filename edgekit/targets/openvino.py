@@ -108,7 +108,8 @@ def _nncf(source: Path, model: DenoiserModel, batches: Batches, count: int) -> A
     with onnx_graph.quietly():
         import nncf
 
-        nncf.set_log_level(logging.ERROR)
+        # Not nncf.set_log_level, which also raises the level of handlers that are not its own.
+        logging.getLogger("nncf").setLevel(logging.ERROR)
         images = []
         for step in range(count):
             batch = batches(step)
