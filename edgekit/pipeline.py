@@ -28,7 +28,7 @@ from edgekit.compress.prune import prune
 from edgekit.compress.quantize import layer_sqnr, quantize
 from edgekit.compress.record import Size, StageRecord
 from edgekit.errors import CheckpointError, MissingExtraError, RecipeError, UnknownNameError
-from edgekit.models import DenoiserModel, checkpoints, create, names
+from edgekit.models import DenoiserModel, checkpoints, create, importers, names
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
 from edgekit.runtime.denoiser import Denoiser
@@ -248,7 +248,7 @@ def _check_names(recipe: Recipe) -> None:
     shipped = checkpoints.shipped()
     for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
         allowed = [*names(), *_NO_TEACHER_FILE] if role == "teacher" else names()
-        if Path(name).suffix or (role == "teacher" and name in _NO_TEACHER_FILE):
+        if Path(name).suffix or importers.accepts(name) or (role == "teacher" and name in _NO_TEACHER_FILE):
             continue
         if name not in allowed:
             raise UnknownNameError.unknown(role, name, allowed)
@@ -264,7 +264,10 @@ def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     """The model to compress, and its teacher."""
     source = recipe.weights or recipe.model
     # A file that edgekit wrote knows its own widths; any other holds weights of the model named.
-    original = checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else recipe.model)
+    if importers.accepts(source):
+        original = importers.load(source)
+    else:
+        original = checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else recipe.model)
     if recipe.model in names():
         _check_fits(original, recipe.model, str(source))
     if recipe.teacher in _NO_TEACHER_FILE:
@@ -520,7 +523,7 @@ def model_facts(compressed: DenoiserModel, original: DenoiserModel) -> ModelFact
 def _shareable(recipe: Recipe) -> dict[str, Any]:
     """The recipe without the maker's folders: a bundle goes to others."""
     told = recipe.model_dump(mode="json")
-    for name in ("data", "weights", "teacher"):
+    for name in ("model", "data", "weights", "teacher"):
         told[name] = Path(told[name]).name if told[name] else told[name]
     return told
 
@@ -530,7 +533,8 @@ def _licences(recipe: Recipe) -> dict[str, str]:
     origins = {"weights": recipe.weights or recipe.model}
     if recipe.teacher not in _NO_TEACHER_FILE:
         origins["teacher"] = recipe.teacher
-    return {role: checkpoints.metadata(origin).get("licence", "not stated") for role, origin in origins.items()}
+    told = {role: {} if importers.accepts(o) else checkpoints.metadata(o) for role, o in origins.items()}
+    return {role: header.get("licence", "not stated") for role, header in told.items()}
 
 
 def _versions() -> dict[str, str]:

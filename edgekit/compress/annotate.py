@@ -16,12 +16,24 @@ from torchao.quantization.pt2e.quantizer import (
 from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
 from edgekit.compress.scheme import Scheme
 
-# Not transposed ones, whose output channels are the weight's second axis: no model here has one.
-CONVOLUTIONS = {torch.ops.aten.conv2d.default}
+# By operator, the axis of the weight that counts output channels.
+CONVOLUTIONS = {torch.ops.aten.conv2d.default: 0, torch.ops.aten.conv_transpose2d.input: 1}
 RELU = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default}
 _ARITHMETIC = {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor}
 _ADDITIONS = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
-# Operators that only move values: their output is the input's integers.
+# Curves that an integer runtime reads from a table or computes as it does a ReLU.
+_CURVES = {
+    torch.ops.aten.leaky_relu.default,
+    torch.ops.aten.prelu.default,
+    torch.ops.aten.clamp.default,
+    torch.ops.aten.hardtanh.default,
+}
+# Those whose result spans what it always does: TFLite accepts no other scales than 1/256 and 1/128 for them.
+_BOUNDED = {
+    torch.ops.aten.sigmoid.default: (0.0, 255 / 256),
+    torch.ops.aten.tanh.default: (-1.0, 127 / 128),
+}
+# Operators that only move values, or choose among them: their output is the input's integers.
 _MOVES = {
     torch.ops.aten.pixel_shuffle.default,
     torch.ops.aten.pixel_unshuffle.default,
@@ -30,6 +42,9 @@ _MOVES = {
     torch.ops.aten.unsqueeze.default,
     torch.ops.aten.view.default,
     torch.ops.aten.reshape.default,
+    torch.ops.aten.pad.default,
+    torch.ops.aten.max_pool2d.default,
+    torch.ops.aten.upsample_nearest2d.vec,
 }
 
 
@@ -45,16 +60,16 @@ def _activation(scheme: Scheme, fixed: tuple[float, float] | None = None) -> Qua
     )
 
 
-def _weights(scheme: Scheme) -> QuantizationSpec:
+def _weights(scheme: Scheme, axis: int) -> QuantizationSpec:
     peak = 2 ** (scheme.weight_bits - 1) - 1
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=-peak,
         quant_max=peak,
         qscheme=torch.per_channel_symmetric,
-        ch_axis=0,
+        ch_axis=axis,
         is_dynamic=False,
-        observer_or_fake_quant_ctr=ChannelWeights.with_args(bits=scheme.weight_bits),
+        observer_or_fake_quant_ctr=ChannelWeights.with_args(bits=scheme.weight_bits, axis=axis),
     )
 
 
@@ -72,7 +87,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         self.sigma_high = max(sigma_range[1], 1 / 255)
 
     def annotate(self, model: GraphModule) -> GraphModule:
-        activation, weights = _activation(self.scheme), _weights(self.scheme)
+        activation = _activation(self.scheme)
         image = _activation(self.scheme, fixed=(0.0, 1.0))
         placeholders = [n for n in model.graph.nodes if n.op == "placeholder"]
         for node in model.graph.nodes:
@@ -80,18 +95,17 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
                 spec = image if node is placeholders[0] else _activation(self.scheme, fixed=(0.0, self.sigma_high))
                 node.meta["quantization_annotation"] = QuantizationAnnotation(output_qspec=spec, _annotated=True)
             elif node.op == "call_function":
-                self._operator(node, activation, weights, image)
+                self._operator(node, activation, image)
         return model
 
-    def _operator(
-        self, node: Node, activation: QuantizationSpec, weights: QuantizationSpec, image: QuantizationSpec
-    ) -> None:
+    def _operator(self, node: Node, activation: QuantizationSpec, image: QuantizationSpec) -> None:
         every = self.scheme.every_tensor
         output = image if _leaves(node) and self.scheme.quantized_io else activation
         inputs: dict[Node, Any] = {}
         if node.target in CONVOLUTIONS:
             if str(_node(node.args[1]).target).removesuffix(".weight") in self.scheme.wide:
                 return
+            weights = _weights(self.scheme, CONVOLUTIONS[node.target])
             inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
             fused = len(node.users) == 1 and next(iter(node.users)).target in RELU
             result = output if every and not fused else None
@@ -101,8 +115,12 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             # The convolution's own output stays float up to the addition, which is then fused into it.
             skips = [a for a in node.args[:2] if isinstance(a, Node) and not _is_branch(a)]
             inputs, result = ({skips[0]: activation}, None) if len(skips) == 1 else ({}, None)
-        elif node.target in RELU:
+        elif node.target in RELU or node.target in _CURVES:
+            inputs = {} if node.target in RELU else {_node(node.args[0]): activation}
             result = output
+        elif node.target in _BOUNDED:
+            inputs = {_node(node.args[0]): activation}
+            result = _activation(self.scheme, fixed=_BOUNDED[node.target])
         elif node.target in _ARITHMETIC and all(isinstance(a, Node) for a in node.args[:2]):
             inputs = {_node(a): activation for a in node.args[:2]}
             result = output

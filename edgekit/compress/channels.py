@@ -134,7 +134,10 @@ class Channels:
                 # Silence the same channels in the whole network, at whoever reads them.
                 graph, _ = _trace(whole)
                 for layer, inputs, _ in _readers(graph, _group(graph, whole.get_submodule(name), channels)):
-                    layer.weight[:, inputs] = 0  # type: ignore[operator]
+                    if isinstance(layer, nn.ConvTranspose2d):
+                        layer.weight[inputs] = 0
+                    else:
+                        layer.weight[:, inputs] = 0  # type: ignore[operator]
                 silenced = whole(noisy, sigma)
         except Exception as error:  # noqa: BLE001 - whatever tracing, cutting or the model raises, the group stays
             return f"{type(error).__name__}: {error}".split("\n", 1)[0]
@@ -191,7 +194,7 @@ def _readers(graph: Any, group: Any) -> Iterator[tuple[nn.Module, Tensor, Tensor
         layer, cut = item.dep.target.module, item.dep.handler
         # A depthwise layer passes its channels on: one function cuts both sides of it, and those behind it read.
         reads = graph.is_in_channel_pruning_fn(cut) and not graph.is_out_channel_pruning_fn(cut)
-        if reads and isinstance(layer, (nn.Conv2d, nn.Linear)):
+        if reads and isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             yield layer, torch.tensor(item.idxs), torch.tensor(item.root_idxs)
 
 

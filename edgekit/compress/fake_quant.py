@@ -94,25 +94,28 @@ class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
 
     Args:
         bits: 8, or 7 for reduced range.
+        axis: which one counts output channels: 0, or 1 of a transposed convolution.
     """
 
-    def __init__(self, bits: int = 8, **_: Any) -> None:
+    def __init__(self, bits: int = 8, axis: int = 0, **_: Any) -> None:
         super().__init__()
         self.dtype = torch.int8
         self.quant_max = 2 ** (bits - 1) - 1
         self.quant_min = -self.quant_max
         self.qscheme = torch.per_channel_symmetric
-        self.ch_axis = 0
+        self.ch_axis = axis
         self.is_dynamic = False
         self.register_buffer("scale", torch.ones(1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        peak = weight.detach().abs().flatten(1).amax(1)
+        peak = weight.detach().abs().transpose(0, self.ch_axis).flatten(1).amax(1)
         self.scale = (peak / self.quant_max).clamp_min(_TINY)
         if not self.fake_quant_enabled[0]:
             return weight
         zero_point = torch.zeros_like(self.scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, self.scale, zero_point, 0, self.quant_min, self.quant_max)
+        return torch.fake_quantize_per_channel_affine(
+            weight, self.scale, zero_point, self.ch_axis, self.quant_min, self.quant_max
+        )
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scales and zero points (all 0), [channels]."""

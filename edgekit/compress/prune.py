@@ -148,7 +148,8 @@ def _input_scores(layer: nn.Module) -> Tensor:
     weight = layer.weight
     assert isinstance(weight, Tensor)
     assert weight.grad is not None
-    return (weight.detach() * weight.grad).abs().transpose(0, 1).flatten(1).sum(1)
+    scores = (weight.detach() * weight.grad).abs()
+    return (scores if isinstance(layer, nn.ConvTranspose2d) else scores.transpose(0, 1)).flatten(1).sum(1)
 
 
 def _l1(channels: Channels, batches: list[Batch]) -> dict[str, Tensor]:

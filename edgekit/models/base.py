@@ -27,7 +27,7 @@ class DenoiserModel(nn.Module, abc.ABC):
 
     arch: ClassVar[str]
     source: ClassVar[str]
-    blind: ClassVar[bool] = False
+    blind: bool = False
 
     channels: int
     stride: int

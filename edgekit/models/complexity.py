@@ -33,13 +33,15 @@ def layer_macs(model: DenoiserModel, side: int) -> list[tuple[str, int]]:
     meta = copy.deepcopy(model).to("meta").eval()
     found: list[tuple[str, int]] = []
 
-    def note(name: str, module: nn.Module, output: Tensor) -> None:
+    def note(name: str, module: nn.Module, source: Tensor, output: Tensor) -> None:
         weight = module.weight
         assert isinstance(weight, Tensor)
-        found.append((name, weight.numel() * math.prod(output.shape[2:])))
+        # Every weight is used once at each position: of the output, or of the input where that is what it spreads.
+        grid = source if isinstance(module, nn.ConvTranspose2d) else output
+        found.append((name, weight.numel() * math.prod(grid.shape[2:])))
 
     for name, module in meta.named_modules():
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
             module.register_forward_hook(_noting(note, name))
     with torch.no_grad():
         meta(torch.empty(1, model.channels, side, side, device="meta"), torch.empty(1, device="meta"))
@@ -47,4 +49,4 @@ def layer_macs(model: DenoiserModel, side: int) -> list[tuple[str, int]]:
 
 
 def _noting(note: Any, name: str) -> Any:
-    return lambda module, arguments, output: note(name, module, output)
+    return lambda module, arguments, output: note(name, module, arguments[0], output)
