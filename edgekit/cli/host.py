@@ -27,7 +27,12 @@ def compress(
         Flag, typer.Option(metavar="NAME|all", help="What to export for: tflite, openvino, tensorrt.")
     ] = None,
     model: Annotated[
-        Flag, typer.Option(metavar="NAME", show_default="dsunet-s", help="Model; `edgekit models` lists them.")
+        Flag,
+        typer.Option(
+            metavar="NAME|FILE",
+            show_default="dsunet-s",
+            help="Model (`edgekit models` lists them), or an .onnx, .keras or SavedModel of your own.",
+        ),
     ] = None,
     weights: Annotated[
         Flag, typer.Option(metavar="FILE", show_default="shipped", help="Its weights, a .safetensors file.")

@@ -21,7 +21,7 @@ from edgekit.compress.program import QuantizedLayer, QuantizedProgram
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import ExportError
 from edgekit.models.base import DenoiserModel
-from edgekit.targets import tflite_file
+from edgekit.targets import tflite_file, tflite_layout
 from edgekit.targets.base import Lowered, Plain
 
 
@@ -133,6 +133,7 @@ def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, blind: bo
         wrapped = _Blind(module) if blind else _ChannelsLast(module)
         try:
             litert_torch.convert(wrapped, sample_kwargs=sample, quant_config=config).export(str(path))
+            tflite_layout.simplify(path)
             tflite_file.name_output(path, "clean")
         except Exception as error:  # the converter raises whatever its MLIR passes raise
             first = str(error).strip().splitlines()

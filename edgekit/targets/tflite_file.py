@@ -14,7 +14,7 @@ from edgekit.errors import ExportError
 from edgekit.runtime.engines.litert import PRODUCTS, delegated, node_macs
 
 # TensorType of the TFLite schema -> numpy's name.
-_DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 7: "int16", 9: "int8"}
+DTYPES = {0: "float32", 1: "float16", 2: "int32", 3: "uint8", 7: "int16", 9: "int8"}
 _INT8, _UINT8 = 9, 3
 
 
@@ -75,7 +75,7 @@ def layers(path: Path, known: Sequence[QuantizedLayer] = ()) -> tuple[LayerRepor
         source, weights = (node.inputs[2], node.inputs[1]) if op == "TRANSPOSE_CONV" else node.inputs[:2]
         tensors = [graph.tensors[i] for i in (source, weights, node.outputs[0])]
         shapes = [[int(side) for side in t.shape] for t in tensors]
-        kinds = {_DTYPES.get(t.type, f"type {t.type}") for t in tensors[:2]}
+        kinds = {DTYPES.get(t.type, f"type {t.type}") for t in tensors[:2]}
         dtype = kinds.pop() if len(kinds) == 1 else "float32"
         found.append(LayerReport(_text(tensors[2].name), op, node_macs(op, *shapes), dtype, index in taken))
         sizes.append(math.prod(shapes[1]))
