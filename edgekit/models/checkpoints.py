@@ -182,7 +182,7 @@ def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
         # On the meta device a header that asks for absurd widths costs nothing; the shapes are compared next.
         with torch.device("meta"):
             return build(header["arch"], config)
-    except (EdgekitError, TypeError, ValueError, RuntimeError) as error:
+    except (EdgekitError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path}: its header does not describe a model ({error})") from error
 
 

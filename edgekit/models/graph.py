@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekit.errors import ShapeError
+from edgekit.errors import ShapeError, UnknownNameError
 from edgekit.models.base import DenoiserModel
 from edgekit.models.reach import reach
 from edgekit.models.registry import register
@@ -25,14 +25,15 @@ _LAYERS = {"conv": nn.Conv2d, "conv_transpose": nn.ConvTranspose2d}
 class GraphModel(DenoiserModel):
     """Operators in the order they run, each a mapping with `op`, `name`, `inputs` and the operator's own settings.
 
-    Everything is [N, C, H, W]. `importers` write such lists from files; `OPERATORS` and the layers conv, conv_transpose,
-    prelu and const are what one may hold.
+    Everything is [N, C, H, W]. `importers` write such lists from files; `OPERATORS` and the layers conv,
+    conv_transpose, prelu and const are what one may hold.
 
     Args:
         channels: of the image, 1 or 3.
         nodes: the operators; `inputs` are names of earlier nodes, "noisy" and "sigma".
         level: how the noise level enters, one of `LEVELS`.
         origin: what the network was read from, for reports.
+    Raises: ShapeError; UnknownNameError: no such operator.
     """
 
     arch = "graph"
@@ -49,6 +50,9 @@ class GraphModel(DenoiserModel):
         self.origin = origin
         self.blind = level == "none"
         self.nodes = [dict(node) for node in nodes]
+        known = {*OPERATORS, *_LAYERS, "prelu", "const"}
+        if unknown := next((n["op"] for n in self.nodes if n["op"] not in known), None):
+            raise UnknownNameError.unknown("operator", unknown, known)
         self.layers = nn.ModuleDict({n["name"]: _layer(n) for n in self.nodes if n["op"] in (*_LAYERS, "prelu")})
         self.constants = nn.ParameterDict(
             {n["name"]: nn.Parameter(torch.zeros(n["shape"])) for n in self.nodes if n["op"] == "const"}
@@ -60,10 +64,25 @@ class GraphModel(DenoiserModel):
         return self._halo
 
     def config(self) -> dict[str, Any]:
-        # Widths are the layers': pruning changes them.
-        nodes = [{**node, **_widths(self.layers[node["name"]])} if node["name"] in self.layers else node
-                 for node in self.nodes]  # fmt: skip
+        # Widths are those of the weights: pruning changes them.
+        nodes = [{**node, **self._widths(node["name"])} for node in self.nodes]
         return {"channels": self.channels, "nodes": nodes, "level": self.level, "origin": self.origin}
+
+    def _widths(self, name: str) -> dict[str, Any]:
+        if name in self.constants:
+            return {"shape": list(self.constants[name].shape)}
+        if name not in self.layers:
+            return {}
+        layer = self.layers[name]
+        if isinstance(layer, nn.PReLU):
+            return {"slopes": layer.num_parameters}
+        assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+        return {"in": layer.in_channels, "out": layer.out_channels, "groups": layer.groups}
+
+    def _validate(self, noisy: Tensor, sigma: Tensor) -> None:
+        super()._validate(noisy, sigma)
+        if self.level == "scalar" and sigma.dim() == 4:
+            raise ShapeError(f"sigma map is {tuple(sigma.shape)}: this network takes one level an image, expected [N]")
 
     def _run(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         if self.level in ("map", "channel"):
@@ -91,7 +110,7 @@ def _layer(node: Mapping[str, Any]) -> nn.Module:
     if node["op"] == "prelu":
         return nn.PReLU(node["slopes"])
     more = {"output_padding": tuple(node["more"])} if node["op"] == "conv_transpose" else {}
-    return _LAYERS[node["op"]](
+    layer: nn.Module = _LAYERS[node["op"]](
         node["in"],
         node["out"],
         tuple(node["kernel"]),
@@ -102,13 +121,7 @@ def _layer(node: Mapping[str, Any]) -> nn.Module:
         bias=node["bias"],
         **more,
     )
-
-
-def _widths(layer: nn.Module) -> dict[str, int]:
-    if isinstance(layer, nn.PReLU):
-        return {"slopes": layer.num_parameters}
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    return {"in": layer.in_channels, "out": layer.out_channels, "groups": layer.groups}
+    return layer
 
 
 def _symmetric(pad: Sequence[int]) -> tuple[int, int] | None:

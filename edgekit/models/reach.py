@@ -1,4 +1,4 @@
-"""How far a list of operators looks, and what its sizes must divide: the halo and stride of a network read from a file."""
+"""How far a list of operators looks, and what its sizes divide by: halo and stride of a network read from a file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgekit.errors import ShapeError
 
 
 class _Reach(NamedTuple):
-    """Cell i of a tensor depends on the input's pixels from i*step - before to (i + 1)*step - 1 + after, on each axis."""
+    """Cell i of a tensor depends on the input's pixels from i*step - before to (i + 1)*step - 1 + after."""
 
     step: Fraction
     before: Fraction
@@ -40,9 +40,10 @@ def _axis(nodes: Sequence[Mapping[str, Any]], axis: int) -> tuple[int, int]:
     for node in nodes:
         sources = [r for r in (found[name] for name in node["inputs"]) if r is not None]
         if len({r.step for r in sources}) > 1:
+            sizes = ", ".join(str(1 / r.step) for r in sources)
             raise ShapeError(
-                f"operator {node['name']} ({node['op']}) joins tensors of {', '.join(str(1 / r.step) for r in sources)} "
-                "times the image's size: expected one size"
+                f"operator {node['name']} ({node['op']}) joins tensors of {sizes} times the image's size: expected one "
+                "size"
             )
         joined = None
         if node["op"] == "expand":
@@ -53,9 +54,9 @@ def _axis(nodes: Sequence[Mapping[str, Any]], axis: int) -> tuple[int, int]:
             joined = _through(node, joined, axis)
         found[node["name"]] = last = joined
     if last is None or last.step != 1:
+        found_size = "a constant" if last is None else f"{1 / last.step} times the image"
         raise ShapeError(
-            f"the network's output is {'a constant' if last is None else f'{1 / last.step} times the image'}: a denoiser "
-            "gives an image of the size that it was given"
+            f"the network's output is {found_size}: a denoiser gives an image of the size that it was given"
         )
     steps = [r.step for r in found.values() if r is not None]
     # Halves of pixels (an upsampling first) ask nothing of the image's size.

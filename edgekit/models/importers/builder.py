@@ -179,6 +179,6 @@ def hold_against(
         difference = float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
         if not difference <= _TOLERANCE:
             raise CheckpointError(
-                f"{path}: as read it differs from the original by {difference:.2g} (allowed {_TOLERANCE:g}) on the same "
-                "input: one of its operators means something else there; please report it with the file"
+                f"{path}: as read it differs from the original by {difference:.2g} (allowed {_TOLERANCE:g}) on the "
+                "same input: one of its operators means something else there; please report it with the file"
             )

@@ -104,8 +104,8 @@ def _inputs(file: Any, path: Path) -> tuple[Any, Any, str]:
     axes = image.type.tensor_type.shape.dim
     if _shape(image)[1] not in (1, 2, 3, 4):
         raise CheckpointError(
-            f"{path}: input {image.name} has {axes[1].dim_value or axes[1].dim_param} channels: expected [N, C, H, W] with "
-            "C 1 or 3, or 2 or 4 where the last is a map of the noise level"
+            f"{path}: input {image.name} has {axes[1].dim_value or axes[1].dim_param} channels: expected [N, C, H, W] "
+            "with C 1 or 3, or 2 or 4 where the last is a map of the noise level"
         )
     free = not axes[2].dim_value
     for axis, size in zip(

@@ -1,7 +1,7 @@
 """TensorFlow: a .keras or .h5 file or a SavedModel folder of a denoiser, [N, H, W, C] in and out.
 
-TensorFlow's own converter turns it into TFLite operators, whose meaning is fixed and whose weights are folded; those are
-read. A file of fixed size (28x28, as tutorials have it) gives a model of any size, for convolutions know none.
+TensorFlow's own converter turns it into TFLite operators, whose meaning is fixed and whose weights are folded; those
+are read. A file of fixed size (28x28, as tutorials have it) gives a model of any size, for convolutions know none.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def _quietly() -> Iterator[None]:
 
 
 def _function(tensorflow: Any, path: Path) -> tuple[Any, list[tuple[int, ...]], tuple[int, ...]]:
-    """The network as one function of fixed sizes with its weights inside, the shapes of its inputs, the image's shape."""
+    """The network as one function of fixed sizes with its weights inside, its inputs' shapes, the image's shape."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     call, specs = _saved(tensorflow, path) if path.is_dir() else _keras(path)
@@ -147,7 +147,8 @@ def _saved(tensorflow: Any, path: Path) -> tuple[Callable[..., Any], list[Sequen
         signature = loaded.signatures["serving_default"]
     except Exception as error:  # damaged files, and folders without that signature
         raise CheckpointError(
-            f"{path}: no SavedModel with the signature serving_default ({_first(error)}); write it with model.export(...)"
+            f"{path}: no SavedModel with the signature serving_default ({_first(error)}); write it with "
+            "model.export(...)"
         ) from error
     given = signature.structured_input_signature[1]
     names = sorted(given)
