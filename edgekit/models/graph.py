@@ -57,7 +57,7 @@ class GraphModel(DenoiserModel):
         self.constants = nn.ParameterDict(
             {n["name"]: nn.Parameter(torch.zeros(n["shape"])) for n in self.nodes if n["op"] == "const"}
         )
-        self.stride, self._halo = reach(self.nodes)
+        self.stride, self._halo = reach(self.nodes, mapped=level == "map")
 
     @property
     def halo(self) -> int:

@@ -21,21 +21,22 @@ class _Reach(NamedTuple):
 _PIXEL = _Reach(Fraction(1), Fraction(0), Fraction(0))
 
 
-def reach(nodes: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+def reach(nodes: Sequence[Mapping[str, Any]], *, mapped: bool = False) -> tuple[int, int]:
     """Stride and halo in pixels, the larger of both axes.
 
     Args:
         nodes: as `GraphModel` takes them.
+        mapped: whether the noise level is a map, which is looked at as the image is.
     Raises: ShapeError: sizes that cannot be added, or an output of another size than the image.
     """
-    strides, halos = zip(*(_axis(nodes, axis) for axis in (0, 1)), strict=True)
+    strides, halos = zip(*(_axis(nodes, mapped, axis) for axis in (0, 1)), strict=True)
     return math.lcm(*strides), max(halos)
 
 
-def _axis(nodes: Sequence[Mapping[str, Any]], axis: int) -> tuple[int, int]:
+def _axis(nodes: Sequence[Mapping[str, Any]], mapped: bool, axis: int) -> tuple[int, int]:
     """The same along one axis: 0 is height."""
     # A constant or a scalar level has no place: it fits any step.
-    found: dict[str, _Reach | None] = {"noisy": _PIXEL, "sigma": None}
+    found: dict[str, _Reach | None] = {"noisy": _PIXEL, "sigma": _PIXEL if mapped else None}
     last: _Reach | None = _PIXEL
     for node in nodes:
         sources = [r for r in (found[name] for name in node["inputs"]) if r is not None]
