@@ -17,6 +17,7 @@ from edgekit.bundle.manifest import LayerReport, TensorSpec
 from edgekit.errors import ExportError
 from edgekit.models.base import DenoiserModel
 from edgekit.models.complexity import layer_macs
+from edgekit.targets import onnx_layout
 
 OPSET = 20
 IMAGE, SIGMA, CLEAN = "noisy", "sigma", "clean"
@@ -35,13 +36,14 @@ class _Blind(nn.Module):
         return clean
 
 
-def write(module: nn.Module, model: DenoiserModel, path: Path) -> None:
+def write(module: nn.Module, model: DenoiserModel, path: Path, *, tidy: bool = True) -> None:
     """Export to ONNX: inputs `noisy` float32 [N, C, H, W] and `sigma` [N] in 0..1 (none if blind), output `clean`.
 
     Args:
         module: the model itself, or its converted program (weights folded into integers).
         model: the float model: channels, stride, blindness and the names of the layers are its.
         path: the .onnx file.
+        tidy: take out the exporter's detours, see `onnx_layout`; otherwise the graph is what torch's users have.
     Raises: ExportError: the exporter failed, or the graph has other convolutions than the model.
     """
     import onnx
@@ -75,6 +77,8 @@ def write(module: nn.Module, model: DenoiserModel, path: Path) -> None:
         raise ExportError(
             f"torch.onnx cannot export the model: {first[0] if first else type(error).__name__}"
         ) from error
+    if tidy:
+        onnx_layout.simplify(graph.graph)
     _name(graph.graph, [name for name, _ in layer_macs(model, side)], path)
     _name_axes(graph)
     onnx.save(graph, str(path))

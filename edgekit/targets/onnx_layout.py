@@ -1,0 +1,148 @@
+"""Taking the detours out of an exported ONNX graph: a pixel-unshuffle is one operator, zero points of 0 are left out.
+
+torch's exporter writes it as three reshapes and a transpose whose sizes are computed while the graph runs. ONNX has
+SpaceToDepth; it numbers the channels differently, which the weights of the convolutions behind can absorb.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# torch.nn.functional.pixel_unshuffle: [N, C, H/b, b, W/b, b] -> [N, C, b, b, H/b, W/b].
+_UNSHUFFLE = [0, 1, 3, 5, 2, 4]
+_SCALED = ("QuantizeLinear", "DequantizeLinear")
+
+
+def simplify(graph: Any) -> None:
+    """Rewrite a graph in place; an unshuffle that feeds anything but convolutions stays as it is."""
+    for node in list(graph.node):
+        if node.op_type == "Transpose" and list(_setting(node, "perm")) == _UNSHUFFLE:
+            _rewrite(graph, node)
+    _drop_zeros(graph)
+    _sweep(graph)
+
+
+def _rewrite(graph: Any, transpose: Any) -> None:
+    import onnx
+
+    source, block = transpose.input[0], None
+    while (writer := _writer(graph, source)) is not None and writer.op_type == "Reshape":
+        block = block or _block(graph, writer)
+        source = writer.input[0]
+    result = transpose.output[0]
+    while (behind := _only_reader(graph, result)) is not None and behind.op_type == "Reshape":
+        result = behind.output[0]
+    weights = _weights(graph, result)
+    if block is None or not weights:
+        return
+    for tensor in weights:
+        value = onnx.numpy_helper.to_array(tensor)
+        # ONNX counts the place in the block first, torch the channel.
+        order = np.arange(value.shape[1]).reshape(-1, block * block).T.reshape(-1)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value[:, order]), tensor.name))
+    last = _writer(graph, result)
+    place = list(graph.node).index(last)
+    node = onnx.helper.make_node("SpaceToDepth", [source], [result], name="space_to_depth", blocksize=block)
+    graph.node.remove(last)
+    graph.node.insert(place, node)
+
+
+def _drop_zeros(graph: Any) -> None:
+    """Stored integers with zero point 0 need not name it; every engine takes 0, and OpenVINO's files halve."""
+    stored = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[0] in stored:
+            zero = _constant(graph, node.input[2])
+            if zero is not None and not zero.any():
+                del node.input[2]
+
+
+def _only_reader(graph: Any, value: str) -> Any:
+    """Who reads a value, if it is one; the exporter also asks for its shape, to put back sizes that it had folded."""
+    readers = [node for node in _readers(graph, value) if node.op_type != "Shape"]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _block(graph: Any, reshape: Any) -> int | None:
+    """The block of [N, C, H/b, b, W/b, b], from the constants among its sizes."""
+    shape = _writer(graph, reshape.input[1])
+    if shape is None or shape.op_type != "Concat" or len(shape.input) != 6:
+        return None
+    sides = {int(value[0]) for i in (3, 5) if (value := _constant(graph, shape.input[i])) is not None}
+    return sides.pop() if len(sides) == 1 else None
+
+
+def _weights(graph: Any, value: str) -> list[Any]:
+    """The stored weights of all that reads a value, if they are convolutions of whole groups with weights of their own."""
+    found = []
+    for node in _readers(graph, value):
+        if node.op_type in _SCALED and node.input[0] == value and _is_number(graph, node.input[1]):
+            behind = _weights(graph, node.output[0])
+            if not behind:
+                return []
+            found += behind
+        elif node.op_type == "Conv" and node.input[0] == value and _setting(node, "group", 1) == 1:
+            tensor = _stored(graph, node.input[1])
+            if tensor is None:
+                return []
+            found.append(tensor)
+        else:
+            return []
+    return found
+
+
+def _stored(graph: Any, name: str) -> Any:
+    """A weight that is read here alone, itself or through DequantizeLinear."""
+    if len(_readers(graph, name)) != 1:
+        return None
+    writer = _writer(graph, name)
+    if writer is not None and writer.op_type == "DequantizeLinear":
+        return _stored(graph, writer.input[0])
+    return next((tensor for tensor in graph.initializer if tensor.name == name), None)
+
+
+def _is_number(graph: Any, name: str) -> bool:
+    value = _constant(graph, name)
+    return value is not None and value.size == 1
+
+
+def _constant(graph: Any, name: str) -> NDArray[Any] | None:
+    from onnx import numpy_helper
+
+    tensor = next((t for t in graph.initializer if t.name == name), None)
+    writer = _writer(graph, name)
+    if tensor is None and writer is not None and writer.op_type == "Constant":
+        tensor = _setting(writer, "value")
+    return None if tensor is None else numpy_helper.to_array(tensor)
+
+
+def _setting(node: Any, name: str, default: Any = ()) -> Any:
+    from onnx import helper
+
+    return next((helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+
+
+def _writer(graph: Any, name: str) -> Any:
+    return next((node for node in graph.node if name in node.output), None)
+
+
+def _readers(graph: Any, name: str) -> list[Any]:
+    return [node for node in graph.node if name in node.input]
+
+
+def _sweep(graph: Any) -> None:
+    """Drop what nobody reads any more."""
+    while True:
+        read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+        idle = [node for node in graph.node if not read.intersection(node.output)]
+        if not idle:
+            break
+        for node in idle:
+            graph.node.remove(node)
+    for kept in (graph.initializer, graph.value_info):
+        made = {name for node in graph.node for name in node.output}
+        for item in [i for i in kept if i.name not in read and i.name not in made]:
+            kept.remove(item)
