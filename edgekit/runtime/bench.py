@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,13 +24,12 @@ from edgekit.runtime.engines.base import Profiler
 from edgekit.runtime.memory import peak_memory
 from edgekit.runtime.one_tile import fill_one_tile
 from edgekit.runtime.slow_layers import Blame, by_profile, by_report
+from edgekit.runtime.turns import MIN_RUNS, in_turns
 from edgekit.runtime.verdict import int8_share
 
 # The baseline where none is asked for, and the word that asks for none.
 DEFAULT_BASELINE, NO_BASELINE = "fp32", "none"
 
-# However short the time given: a percentile of fewer runs is none.
-_MIN_RUNS = 3
 # The first run packs weights and fills caches; the second shows whether that is over.
 _WARM_UP = 2
 # Load of a machine that does nothing else.
@@ -168,7 +166,7 @@ def bench(
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     with ExitStack() as stack:
         contenders = _open(paths, variant, baseline, threads, stack)
-        times = _in_turns([contender.run for contender in contenders], runs, seconds)
+        times = in_turns([contender.run for contender in contenders], runs, seconds, _WARM_UP)
         memory = [peak_memory(c.bundle.folder, c.denoiser.variant.name, c.denoiser.engine.threads) for c in contenders]
         timed = tuple(_timed(at, contenders, times, memory[at][0]) for at in range(len(contenders)))
     problems = [
@@ -180,8 +178,8 @@ def bench(
 def _validate(paths: Sequence[str | os.PathLike[str]], runs: int, seconds: float) -> None:
     if not paths:
         raise RecipeError("no bundle to time: give at least one, a folder or zip that `edgekit compress` wrote")
-    if isinstance(runs, bool) or not isinstance(runs, int) or runs < _MIN_RUNS:
-        raise RecipeError(f"runs is {runs!r}: expected a whole number of at least {_MIN_RUNS}")
+    if isinstance(runs, bool) or not isinstance(runs, int) or runs < MIN_RUNS:
+        raise RecipeError(f"runs is {runs!r}: expected a whole number of at least {MIN_RUNS}")
     if not (math.isfinite(seconds) and seconds > 0):
         raise RecipeError(f"seconds is {seconds!r}: expected a number above 0")
 
@@ -215,21 +213,6 @@ def _open(
             against = len(contenders) + 1 if len(pair) == 2 and at == 0 else None
             contenders.append(_Contender(bundle, denoiser, image, sigma, against))
     return contenders
-
-
-def _in_turns(functions: Sequence[Callable[[], object]], runs: int, seconds: float) -> list[NDArray[np.float64]]:
-    """Seconds of each run, one array a function, all of one length: after warming up, each once a round."""
-    for function in functions:
-        for _ in range(_WARM_UP):
-            function()
-    times: list[list[float]] = [[] for _ in functions]
-    end = time.perf_counter() + seconds
-    while len(times[0]) < _MIN_RUNS or (len(times[0]) < runs and time.perf_counter() < end):
-        for function, taken in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - start)
-    return [np.array(taken) for taken in times]
 
 
 def _timed(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.engines.base import Engine
 from edgekit.runtime.engines.registry import open_engine
 from edgekit.runtime.one_tile import fill_one_tile
+from edgekit.runtime.turns import in_turns
 from edgekit.runtime.verdict import (
     Agreement,
     SigmaRow,
@@ -43,7 +44,7 @@ _FLOAT_DB = 50.0
 # The portable kernels take seconds a tile on a small device: two tiles, of the lowest and the highest noise.
 _PORTABLE_TILES = 2
 
-_MIN_RUNS, _MAX_RUNS, _SECONDS = 3, 15, 2.0
+_MAX_RUNS, _SECONDS = 15, 2.0
 
 
 def check(path: str | os.PathLike[str], *, variant: str | None = None, threads: int | None = None) -> Verdict:
@@ -330,15 +331,8 @@ def _time(bundle: Bundle, denoiser: Denoiser) -> Speed | None:
         contenders = [denoiser]
         if baseline is not None:
             contenders.append(stack.enter_context(Denoiser.from_bundle(bundle, baseline, threads)))
-        times: list[list[float]] = [[] for _ in contenders]
-        for contender in contenders:
-            contender(image, sigma=sigma)  # the first run also fills caches
-        end = time.perf_counter() + _SECONDS
-        while len(times[0]) < _MIN_RUNS or (len(times[0]) < _MAX_RUNS and time.perf_counter() < end):
-            for contender, taken in zip(contenders, times, strict=True):
-                start = time.perf_counter()
-                contender(image, sigma=sigma)
-                taken.append(time.perf_counter() - start)
+        runs = [partial(contender, image, sigma=sigma) for contender in contenders]
+        times = in_turns(runs, _MAX_RUNS, _SECONDS, warm_up=1)
     medians = [float(np.median(taken)) for taken in times]
     ratio = medians[1] / medians[0] if baseline is not None else None
     return Speed(medians[0] * 1e3 / (side * side / 1e6), threads, baseline, ratio)

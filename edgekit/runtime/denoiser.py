@@ -256,13 +256,12 @@ class Denoiser:
 
         return tiling.run_mapped(shown, mapper, tile=self._window(*shown.shape[:2]), halo=self.halo, stride=self.stride)
 
-    def _window(self, height: int, width: int) -> int:
-        """Side of the windows: the tile, or less for a small image where the engine takes any size."""
+    def _window(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the windows: the tile, or less where the engine takes any size and less does."""
         if not self.engine.any_size:
-            return self.tile
-        border = -(-self.halo // self.stride) * self.stride
-        whole = border + -(-(max(height, width) + self.halo) // self.stride) * self.stride
-        return min(self.tile, whole)
+            return self.tile, self.tile
+        rows, columns = (tiling.fitted(side, self.tile, self.halo, self.stride) for side in (height, width))
+        return rows, columns
 
 
 def open(

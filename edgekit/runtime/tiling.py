@@ -86,10 +86,23 @@ def _mirror(start: int, count: int, size: int) -> NDArray[np.intp]:
     return np.where(index < size, index, period - index)
 
 
-def tiles(height: int, width: int, tile: int, halo: int, stride: int) -> Iterator[tuple[Span, Span]]:
+def fitted(size: int, tile: int, halo: int, stride: int) -> int:
+    """The smallest window that needs no more windows for an axis than `tile` does. Arguments and errors as in `step`."""
+    count = len(spans(size, tile, halo, stride))
+    border = -(-halo // stride) * stride
+    # One window: both borders. More: each adds a step, the last one ends at its halo.
+    each = -(-size // stride) * stride if count == 1 else -(-(size + border - halo) // (count * stride)) * stride
+    for side in range(each + 2 * halo // stride * stride, tile, stride):
+        if side >= 2 * halo + stride and len(spans(size, side, halo, stride)) <= count:
+            return side
+    return tile
+
+
+def tiles(height: int, width: int, tile: int | tuple[int, int], halo: int, stride: int) -> Iterator[tuple[Span, Span]]:
     """The tiles of an image, row by row: a span along H and one along W. Arguments and errors as in `step`."""
-    columns = spans(width, tile, halo, stride)
-    for row in spans(height, tile, halo, stride):
+    rows, across = (tile, tile) if isinstance(tile, int) else tile
+    columns = spans(width, across, halo, stride)
+    for row in spans(height, rows, halo, stride):
         for column in columns:
             yield row, column
 
@@ -122,7 +135,7 @@ def run_mapped(
     image: NDArray[Any],
     mapper: Callable[[Iterator[NDArray[Any]]], Iterator[NDArray[Any]]],
     *,
-    tile: int,
+    tile: int | tuple[int, int],
     halo: int,
     stride: int,
 ) -> NDArray[Any]:
@@ -131,10 +144,12 @@ def run_mapped(
     Args:
         mapper: takes windows [tile, tile, C], yields one output of that size for each, in their order. Memory holds as
             many windows as it takes before it yields.
+        tile: side of the window, or its height and width.
     """
+    rows, columns = (tile, tile) if isinstance(tile, int) else tile
     result = np.empty_like(image, order="C", subok=False)
     places = list(tiles(image.shape[0], image.shape[1], tile, halo, stride))
-    windows = (window(image, row.origin, column.origin, tile, tile) for row, column in places)
+    windows = (window(image, row.origin, column.origin, rows, columns) for row, column in places)
     for (row, column), output in zip(places, mapper(windows), strict=True):
         result[row.start : row.stop, column.start : column.stop] = output[
             row.start - row.origin : row.stop - row.origin, column.start - column.origin : column.stop - column.origin

@@ -46,10 +46,12 @@ def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def slow_int8(monkeypatch: pytest.MonkeyPatch) -> None:
     """A device where what comes first takes twice the time of what comes second."""
 
-    def times(functions: Sequence[Callable[[], object]], runs: int, seconds: float) -> list[NDArray[np.float64]]:
+    def times(
+        functions: Sequence[Callable[[], object]], runs: int, seconds: float, warm_up: int
+    ) -> list[NDArray[np.float64]]:
         return [np.full(3, 0.002 if i % 2 == 0 else 0.001) for i, _ in enumerate(functions)]
 
-    monkeypatch.setattr(benching, "_in_turns", times)
+    monkeypatch.setattr(benching, "in_turns", times)
     monkeypatch.setattr(benching, "peak_memory", lambda *_: (1_000_000, ""))
 
 
@@ -95,28 +97,13 @@ def test_percentiles_and_what_follows_from_them(
     written: Path, no_memory: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ramp = np.arange(1, 102) / 1e3
-    monkeypatch.setattr(benching, "_in_turns", lambda functions, runs, seconds: [ramp, ramp * 3])
+    monkeypatch.setattr(benching, "in_turns", lambda functions, runs, seconds, warm_up: [ramp, ramp * 3])
     entry = bench(written).timed[0]
     assert (entry.runs, entry.p50_ms, entry.p90_ms, entry.p99_ms) == (101, *map(pytest.approx, (51, 91, 100)))
     assert entry.ms_per_megapixel == pytest.approx(51 / (SIDE * SIDE / 1e6))
     assert entry.fastest_ms_per_megapixel == pytest.approx(1 / (SIDE * SIDE / 1e6))
     assert entry.megapixels_per_second == pytest.approx(SIDE * SIDE / 1e6 / 0.051)
     assert entry.ratio == pytest.approx(3)
-
-
-def test_runs_are_in_turns_after_warming_up() -> None:
-    order: list[str] = []
-    times = benching._in_turns([lambda: order.append("a"), lambda: order.append("b")], runs=4, seconds=60)
-    assert order == ["a"] * benching._WARM_UP + ["b"] * benching._WARM_UP + ["a", "b"] * 4
-    assert [len(taken) for taken in times] == [4, 4]
-
-
-def test_time_bounds_the_runs_and_never_below_three(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = iter(range(1000))
-    monkeypatch.setattr(benching.time, "perf_counter", lambda: float(next(now)))
-    # The clock is read three times a round: once to look whether there is time, twice to measure.
-    assert len(benching._in_turns([lambda: None], runs=100, seconds=20)[0]) < 10
-    assert len(benching._in_turns([lambda: None], runs=100, seconds=0.001)[0]) == 3
 
 
 def test_an_int8_file_slower_than_float_is_said_with_the_layers_and_the_way(written: Path, slow_int8: None) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.errors import ShapeError
-from edgekit.runtime.tiling import run_tiled, spans, step, window
+from edgekit.runtime.tiling import fitted, run_tiled, spans, step, window
 
 
 def median(image: NDArray[Any], radius: int) -> NDArray[Any]:
@@ -155,3 +155,21 @@ def test_memory_is_bounded_by_the_tile() -> None:
     tracemalloc.stop()
     # The result and a few windows: far from a copy of the image, which would double it.
     assert peak < result.nbytes + 200_000
+
+
+@given(
+    size=st.integers(1, 900),
+    stride=st.sampled_from([1, 2, 4, 8]),
+    halo=st.integers(0, 40),
+    cells=st.integers(1, 60),
+)
+def test_a_fitted_window_is_the_smallest_that_needs_no_more_windows(
+    size: int, stride: int, halo: int, cells: int
+) -> None:
+    least = -(-(2 * halo + stride) // stride) * stride
+    tile = least + cells * stride
+    side = fitted(size, tile, halo, stride)
+    count = len(spans(size, tile, halo, stride))
+    assert len(spans(size, side, halo, stride)) <= count
+    assert side <= tile
+    assert side == least or len(spans(size, side - stride, halo, stride)) > count
