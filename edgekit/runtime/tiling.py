@@ -87,7 +87,7 @@ def _mirror(start: int, count: int, size: int) -> NDArray[np.intp]:
 
 
 def fitted(size: int, tile: int, halo: int, stride: int) -> int:
-    """The smallest window that needs no more windows for an axis than `tile` does. Arguments and errors as in `step`."""
+    """The smallest window that covers an axis with as few windows as `tile`. Arguments and errors as in `step`."""
     count = len(spans(size, tile, halo, stride))
     border = -(-halo // stride) * stride
     # One window: both borders. More: each adds a step, the last one ends at its halo.

@@ -58,7 +58,14 @@ NETWORKS: dict[str, tuple[list[Node], int, bool]] = {
         True,
     ),
     "pixels to channels": (
-        [deep("a", "noisy"), conv("b", "a", 4, 4), deep("c", "b"), conv("d", "c", 16, 16), flat("e", "d"), flat("f", "e")],
+        [
+            deep("a", "noisy"),
+            conv("b", "a", 4, 4),
+            deep("c", "b"),
+            conv("d", "c", 16, 16),
+            flat("e", "d"),
+            flat("f", "e"),
+        ],
         4,
         True,
     ),

@@ -8,6 +8,7 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
+from edgekit.errors import CheckpointError
 from edgekit.models.base import DenoiserModel
 
 
@@ -33,6 +34,8 @@ def load(source: str | Path) -> DenoiserModel:
         CheckpointError: the file cannot be read, holds an operator that edgekit has no equal of, or is no denoiser.
     """
     path = Path(source)
-    (module, *_) = [module for module in _formats() if module.accepts(path)]
+    module = next((module for module in _formats() if module.accepts(path)), None)
+    if module is None:
+        raise CheckpointError(f"{path}: expected an .onnx, .keras or .h5 file, or a SavedModel folder")
     model: DenoiserModel = module.load(path)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from edgekit.errors import CheckpointError, ShapeError
-from edgekit.models.graph import OPERATORS, GraphModel
+from edgekit.models.graph import IMAGE, LEVEL, OPERATORS, GraphModel
 
 Array = NDArray[Any]
 # Largest difference between the original's output and the model's, over the output's largest value: two ways of adding
@@ -20,6 +22,8 @@ Array = NDArray[Any]
 _TOLERANCE = 1e-4
 # Noise levels in 0..1 that both are run at.
 _LEVELS = (5 / 255, 50 / 255)
+# What a layer may not be called: torch keeps layers beside the methods of what holds them.
+_METHODS = frozenset(dir(nn.ModuleDict()))
 
 
 class Builder:
@@ -67,12 +71,19 @@ class Builder:
             weight: as torch has it, [out, in/groups, H, W], or [in, out/groups, H, W] for "conv_transpose".
             pad: pixels [left, right, top, bottom]: added before a "conv", cut off after a "conv_transpose".
         """
-        if op == "conv_transpose" and groups == 1 and tuple(dilation) == (1, 1):
-            return self._subpixel(hint, source, weight, bias, stride, pad)
+        if op == "conv_transpose":
+            more = settings.setdefault("more", [0, 0])
+            for axis, cut in ((0, pad[2] + pad[3]), (1, pad[0] + pad[1])):
+                extra = (weight.shape[2 + axis] - 1) * dilation[axis] + 1 - cut + more[axis] - stride[axis]
+                if extra:
+                    raise self.refuse(
+                        op, f"of n pixels it makes {stride[axis]}n{extra:+}: exactly {stride[axis]}n is read"
+                    )
+            if groups == 1 and tuple(dilation) == (1, 1):
+                return self._subpixel(hint, source, weight, bias, stride, pad)
         first, second = weight.shape[0], weight.shape[1] * groups
         into, out = (first, second) if op == "conv_transpose" else (second, first)
         if op == "conv_transpose":
-            settings.setdefault("more", [0, 0])
             if pad[0] != pad[1] or pad[2] != pad[3]:
                 settings["trim"], pad = list(pad), (0, 0, 0, 0)
         name = self.add(
@@ -150,8 +161,8 @@ class Builder:
         # Module names have no dots; a letter first.
         stem = re.sub(r"\W+", "_", hint).strip("_") or "node"
         stem = stem if stem[0].isalpha() else f"n{stem}"
-        taken = {node["name"] for node in self.nodes} | {"noisy", "sigma"}
-        return next(name for name in (stem, *(f"{stem}_{i}" for i in range(2, len(taken) + 3))) if name not in taken)
+        taken = {node["name"] for node in self.nodes} | {IMAGE, LEVEL} | _METHODS
+        return next(name for name in (stem, *(f"{stem}_{i}" for i in itertools.count(2))) if name not in taken)
 
 
 def hold_against(
@@ -164,6 +175,11 @@ def hold_against(
         side: H and W.
     Raises: CheckpointError: sizes or values differ.
     """
+    if any(size % model.stride for size in side):
+        raise CheckpointError(
+            f"{path} takes images of {side[0]}x{side[1]}, which is no multiple of its strides' {model.stride}: what it "
+            "crops and pads on its way fits that size alone; export it for a size that is"
+        )
     rng = np.random.default_rng(0)
     for sigma in _LEVELS:
         noisy = rng.random((1, model.channels, *side), np.float32)

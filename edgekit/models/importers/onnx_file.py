@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from edgekit.models.importers.builder import Array, Builder, hold_against
 _SIDE = 64
 _SIMPLE = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
 _ARITHMETIC = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+# TensorProto.FLOAT.
+_FLOAT = 1
 _SAME = ("Identity", "Dropout", "Cast")
 # Reshape to six axes, transpose, reshape to four: the order of the axes tells which way pixels move.
 _SHUFFLES = {
@@ -76,7 +79,10 @@ def load(path: Path) -> GraphModel:
         feed = {image.name: np.concatenate([noisy, maps], 1) if kind == "channel" else noisy}
         if level is not None:
             feed[level.name] = np.broadcast_to(np.float32(sigma), _shape(level)).copy()
-        result: Array = session.run(None, feed)[0]
+        try:
+            result: Array = session.run(None, feed)[0]
+        except Exception as error:  # the runtime's own exception classes are not exported
+            raise CheckpointError(f"{path}: ONNX Runtime cannot run it on {shape} ({_first(error)})") from error
         return result
 
     hold_against(model, original, (shape[2], shape[3]), path)
@@ -101,6 +107,8 @@ def _inputs(file: Any, path: Path) -> tuple[Any, Any, str]:
     if not images or len(inputs) > 2:
         raise CheckpointError(f"{path} has the inputs {told}: expected an image [N, C, H, W] and at most a noise level")
     image = images[0]
+    if other := [v.name for v in inputs if v.type.tensor_type.elem_type != _FLOAT]:
+        raise CheckpointError(f"{path}: input {other[0]} is not float32: export the network in float32")
     axes = image.type.tensor_type.shape.dim
     if _shape(image)[1] not in (1, 2, 3, 4):
         raise CheckpointError(
@@ -147,6 +155,8 @@ class _Walk:
         self.maps: dict[str, str] = {}
         # Pixels under way between two shapes: by value, the last four-axis value, the six sizes, the order of axes.
         self.moving: dict[str, tuple[str, list[int], tuple[int, ...] | None]] = {}
+        # What x is multiplied by in HardSwish, which the runtime takes apart: by value, x.
+        self.gates: dict[str, str] = {}
 
     def run(self) -> None:
         """Take over every operator."""
@@ -172,6 +182,11 @@ class _Walk:
             result = self._convolution(op, hint, inputs, settings)
         elif op in _SIMPLE:
             result = self.builder.add(_SIMPLE[op], hint, [self._value(inputs[0])])
+        elif op == "HardSigmoid" and math.isclose(settings.get("alpha", 0.2), 1 / 6, rel_tol=1e-6):
+            self.gates[node.output[0]] = self._value(inputs[0])
+            return
+        elif op == "Mul" and (gated := self._gated(inputs)) is not None:
+            result = self.builder.add("hardswish", hint, [gated])
         elif op in _ARITHMETIC:
             result = self.builder.add(_ARITHMETIC[op], hint, [self._operand(name) for name in inputs])
         elif op == "LeakyRelu":
@@ -179,12 +194,13 @@ class _Walk:
         elif op == "Elu":
             result = self.builder.add("elu", hint, [self._value(inputs[0])], alpha=settings.get("alpha", 1.0))
         elif op == "PRelu":
-            result = self.builder.slopes(hint, self._value(inputs[0]), self._constant(inputs[1], op))
+            slopes = self._constant(inputs[1], op)
+            if slopes.size not in (1, self.shapes[inputs[0]][1]):
+                raise self.builder.refuse(op, f"slopes of shape {list(slopes.shape)}: one number a channel is allowed")
+            result = self.builder.slopes(hint, self._value(inputs[0]), slopes)
         elif op == "Clip":
-            low, high = (
-                float(self._constant(inputs[i], op)) if len(inputs) > i and inputs[i] else default
-                for i, default in ((1, -3.4e38), (2, 3.4e38))
-            )
+            low = self._number(inputs, 1, op, settings.get("min", -3.4e38))
+            high = self._number(inputs, 2, op, settings.get("max", 3.4e38))
             result = self.builder.add("clip", hint, [self._value(inputs[0])], low=low, high=high)
         elif op == "Concat" and settings["axis"] in (1, -3):
             result = self._concat(hint, inputs)
@@ -199,7 +215,7 @@ class _Walk:
         elif op == "Pad":
             result = self._pad(hint, inputs, settings)
         elif op == "Slice":
-            result = self._slice(hint, inputs)
+            result = self._slice(hint, inputs, settings)
         elif op in ("Unsqueeze", "Reshape", "Squeeze") and math.prod(self.shapes[node.output[0]]) == 1:
             # The noise level of one image, however many axes it is given.
             result = self._value(inputs[0])
@@ -225,6 +241,25 @@ class _Walk:
         if name not in self.constants:
             raise self.builder.refuse(op, f"its setting {name} is computed while it runs")
         return self.constants[name]
+
+    def _number(self, inputs: list[str], place: int, op: str, default: float) -> float:
+        """An input that is one number, and may be left out."""
+        given = len(inputs) > place and inputs[place]
+        return float(self._constant(inputs[place], op).reshape(())) if given else default
+
+    def _settings(self, inputs: list[str], op: str, settings: dict[str, Any], names: Sequence[str]) -> list[Any]:
+        """Lists that are inputs from the second on, or in older files attributes; None for what is left out."""
+        if len(inputs) == 1:
+            return [settings.get(name) for name in names]
+        given = [self._constant(name, op).tolist() if name else None for name in inputs[1:]]
+        return [*given, None, None, None, None][: len(names)]
+
+    def _gated(self, inputs: list[str]) -> str | None:
+        """x, where the inputs are x and what HardSwish multiplies it by."""
+        for gate, other in (inputs, inputs[::-1]):
+            if gate in self.gates and self.gates[gate] == self.values.get(other):
+                return self.gates[gate]
+        return None
 
     def _operand(self, name: str) -> str:
         """A tensor, or a constant with one number or one a channel."""
@@ -307,20 +342,23 @@ class _Walk:
         mode = {b"constant": "constant", b"reflect": "reflect", b"edge": "replicate"}.get(
             settings.get("mode", b"constant")
         )
-        sides = [int(n) for n in self._constant(inputs[1], "Pad")]
-        filled = float(self._constant(inputs[2], "Pad")) if len(inputs) > 2 and inputs[2] else 0.0
+        sides, axes = (self._settings(inputs, "Pad", settings, ("pads", "value", "axes"))[i] for i in (0, 2))
+        filled = self._number(inputs, 2, "Pad", settings.get("value", 0.0))
+        if axes is not None:
+            count = len(axes)
+            around = dict(zip([a % 4 for a in axes], zip(sides[:count], sides[count:], strict=True), strict=True))
+            sides = [around.get(axis, (0, 0))[end] for end in (0, 1) for axis in range(4)]
         if mode is None or len(sides) != 8 or any(sides[i] for i in (0, 1, 4, 5)) or min(sides) < 0 or filled:
             raise self.builder.refuse("Pad", f"{sides}: zeros, reflection or the edge around height and width are read")
         pad = [sides[3], sides[7], sides[2], sides[6]]
         return self.builder.add("pad", hint, [self._value(inputs[0])], pad=pad, mode=mode)
 
-    def _slice(self, hint: str, inputs: list[str]) -> str:
-        start, stop, axes = (self._constant(inputs[i], "Slice") for i in (1, 2, 3))
-        steps = self._constant(inputs[4], "Slice") if len(inputs) > 4 and inputs[4] else np.ones(1)
-        if len(axes) != 1 or int(axes[0]) not in (1, -3) or int(steps[0]) != 1:
+    def _slice(self, hint: str, inputs: list[str], settings: dict[str, Any]) -> str:
+        starts, stops, axes, steps = self._settings(inputs, "Slice", settings, ("starts", "ends", "axes", "steps"))
+        if axes not in ([1], [-3]) or steps not in (None, [1]):
             raise self.builder.refuse("Slice", "a run of channels is read")
         count = self.shapes[inputs[0]][1]
-        first, last = (min(int(n) + count if n < 0 else int(n), count) for n in (start[0], stop[0]))
+        first, last = (min(n + count if n < 0 else n, count) for n in (starts[0], stops[0]))
         return self.builder.add("slice", hint, [self._value(inputs[0])], start=first, stop=last)
 
     def _expand(self, inputs: list[str], output: str) -> None:
