@@ -56,16 +56,16 @@ def _worker(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     with reader.read(options.bundle, verify=False) as bundle:
         image, sigma = fill_one_tile(bundle)
-        _forget_high_water()
-        before = _high_water()
+        forget_high_water()
+        before = high_water()
         with Denoiser.from_bundle(bundle, options.variant, options.threads) as denoiser:
             for _ in range(_RUNS):
                 denoiser(image, sigma=sigma)
-        after = _high_water()
+        after = high_water()
     print(json.dumps({"peak_memory": None if before is None or after is None else after - before}))
 
 
-def _high_water() -> int | None:
+def high_water() -> int | None:
     """The most bytes of memory that this process has held at once; None where the system does not tell (Windows)."""
     # Not getrusage where there is better: on Linux a child's ru_maxrss begins at its parent's, which may be gigabytes.
     with suppress(OSError, ValueError, IndexError):
@@ -77,7 +77,7 @@ def _high_water() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _forget_high_water() -> None:
+def forget_high_water() -> None:
     """Let the high water mark begin anew, where Linux allows it: loading the golden tiles must not hide the model."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")

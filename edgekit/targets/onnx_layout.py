@@ -76,7 +76,7 @@ def _block(graph: Any, reshape: Any) -> int | None:
 
 
 def _weights(graph: Any, value: str) -> list[Any]:
-    """The stored weights of all that reads a value, if they are convolutions of whole groups with weights of their own."""
+    """The stored weights of all that reads a value, if those are ungrouped convolutions with weights of their own."""
     found = []
     for node in _readers(graph, value):
         if node.op_type in _SCALED and node.input[0] == value and _is_number(graph, node.input[1]):

@@ -35,7 +35,7 @@ def test_loading_the_golden_tiles_does_not_hide_the_model() -> None:
     code = (
         "from edgekit.runtime import memory as m\n"
         "b = bytearray(100_000_000); b = None\n"
-        "high = m._high_water(); m._forget_high_water(); print(high - m._high_water())"
+        "high = m.high_water(); m.forget_high_water(); print(high - m.high_water())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 90_000_000
@@ -55,7 +55,7 @@ def test_what_goes_wrong_is_told_and_not_raised(written: Path, monkeypatch: pyte
 def test_a_system_that_does_not_tell_gives_none(
     written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(memory, "_high_water", lambda: None)
+    monkeypatch.setattr(memory, "high_water", lambda: None)
     memory._worker([str(written), "int8", "1"])
     assert capsys.readouterr().out == '{"peak_memory": null}\n'
     silent = subprocess.CompletedProcess([], 0, '{"peak_memory": null}\n', "")
