@@ -162,7 +162,8 @@ class Builder:
         stem = re.sub(r"\W+", "_", hint).strip("_") or "node"
         stem = stem if stem[0].isalpha() else f"n{stem}"
         taken = {node["name"] for node in self.nodes} | {IMAGE, LEVEL} | _METHODS
-        return next(name for name in (stem, *(f"{stem}_{i}" for i in itertools.count(2))) if name not in taken)
+        numbered = (f"{stem}_{i}" for i in itertools.count(2))
+        return next(name for name in itertools.chain([stem], numbered) if name not in taken)
 
 
 def hold_against(
