@@ -74,18 +74,16 @@ class Builder:
         if op == "conv_transpose":
             more = settings.setdefault("more", [0, 0])
             for axis, cut in ((0, pad[2] + pad[3]), (1, pad[0] + pad[1])):
-                extra = (weight.shape[2 + axis] - 1) * dilation[axis] + 1 - cut + more[axis] - stride[axis]
+                step = stride[axis]
+                extra = (weight.shape[2 + axis] - 1) * dilation[axis] + 1 - cut + more[axis] - step
                 if extra:
-                    raise self.refuse(
-                        op, f"of n pixels it makes {stride[axis]}n{extra:+}: exactly {stride[axis]}n is read"
-                    )
+                    raise self.refuse(op, f"of n pixels it makes {step}n{extra:+}: exactly {step}n is read")
             if groups == 1 and tuple(dilation) == (1, 1):
                 return self._subpixel(hint, source, weight, bias, stride, pad)
         first, second = weight.shape[0], weight.shape[1] * groups
         into, out = (first, second) if op == "conv_transpose" else (second, first)
-        if op == "conv_transpose":
-            if pad[0] != pad[1] or pad[2] != pad[3]:
-                settings["trim"], pad = list(pad), (0, 0, 0, 0)
+        if op == "conv_transpose" and (pad[0] != pad[1] or pad[2] != pad[3]):
+            settings["trim"], pad = list(pad), (0, 0, 0, 0)
         name = self.add(
             op,
             hint,
