@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -49,13 +50,17 @@ def load(path: Path) -> GraphModel:
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such file")
-    # Before its first import: nothing but errors from its C++ part, and no search for GPUs.
+    # Before its first import: nothing but errors from its C++ part.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    first = "tensorflow" not in sys.modules
     with _quietly():
         try:
             import tensorflow
         except ModuleNotFoundError:
             raise MissingExtraError.needs(f"reading {path}", "tensorflow", "tensorflow") from None
+        if first:
+            # It would take the whole memory of a GPU, which training is to have.
+            tensorflow.config.set_visible_devices([], "GPU")
         function, inputs, shape = _function(tensorflow, path)
         try:
             converter = tensorflow.lite.TFLiteConverter.from_concrete_functions([function])

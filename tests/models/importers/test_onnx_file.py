@@ -18,6 +18,7 @@ from edgekit import models
 from edgekit.errors import CheckpointError, MissingExtraError
 from edgekit.models import checkpoints, importers
 from edgekit.models.base import DenoiserModel
+from edgekit.models.graph import OPERATORS
 from edgekit.targets import onnx_graph
 
 Array = NDArray[Any]
@@ -380,6 +381,17 @@ def test_which_files_are_taken(tmp_path: Path) -> None:
         assert not importers.accepts(other)
         with pytest.raises(CheckpointError, match="expected an .onnx, .keras or .h5 file, or a SavedModel folder"):
             importers.load(other)
+
+
+def test_a_network_that_computes_something_else_is_not_returned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = Net()
+    path = net.write(tmp_path / "net.onnx", net.conv(net.add("Elu", net.conv("x", 3, 8)), 8, 3))
+    for slip in (lambda node, x: 0.99 * x, lambda node, x: x * float("nan")):
+        monkeypatch.setitem(OPERATORS, "elu", slip)
+        with pytest.raises(CheckpointError, match=r"as read it differs from the original by .* \(allowed 0.0001\)"):
+            importers.load(path)
 
 
 # What is wrong -> how to write it, and what the error says.
