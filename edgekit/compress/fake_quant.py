@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torchao.quantization.pt2e import FakeQuantizeBase
 
-# Ranges of no width (a dead channel, an all-zero tensor) would divide by zero.
+# Ranges of no width would divide by zero.
 _TINY = 1e-8
+# What XNNPACK refuses is a scale far from all others. A channel of weights counts as at least this share of the largest.
+_LEAST_CHANNEL = 2.0**-16
 
 
 class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
@@ -45,7 +47,10 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
             return
         self.observing = False
         lower, upper = self.lower.detach().clamp(max=0), self.upper.detach().clamp(min=0)
-        self.width.copy_((upper - lower).clamp_min(_TINY))
+        if upper - lower < _TINY:
+            # A tensor that is all zeros, behind dead channels: any range holds it, so one like the image's.
+            upper = torch.ones_like(upper)
+        self.width.copy_(upper - lower)
         self.lower.data.copy_(lower / self.width)
         self.upper.data.copy_(upper / self.width)
         self.lower.requires_grad_()
@@ -109,7 +114,8 @@ class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
 
     def forward(self, weight: Tensor) -> Tensor:
         peak = weight.detach().abs().transpose(0, self.ch_axis).flatten(1).amax(1)
-        self.scale = (peak / self.quant_max).clamp_min(_TINY)
+        floor = (peak.amax() * _LEAST_CHANNEL).clamp_min(_TINY)
+        self.scale = torch.maximum(peak, floor) / self.quant_max
         if not self.fake_quant_enabled[0]:
             return weight
         zero_point = torch.zeros_like(self.scale, dtype=torch.int32)

@@ -60,8 +60,22 @@ def test_an_upper_bound_learns_from_what_it_cuts_off() -> None:
 
 def test_a_tensor_of_zeros_gives_a_finite_scale() -> None:
     scale, _ = observed(0.0, 0.0).calculate_qparams()
-    assert torch.isfinite(scale).all()
-    assert scale.item() > 0
+    # Like the image's: XNNPACK refuses scales far from all others.
+    assert scale.item() == pytest.approx(1 / 255)
+
+
+def test_a_dead_output_channel_has_a_scale_near_the_others() -> None:
+    quantizer = ChannelWeights()
+    quantizer(torch.tensor([[127.0], [0.0]])[:, :, None, None])
+    assert quantizer.calculate_qparams()[0].tolist() == pytest.approx([1.0, 2.0**-16])
+
+
+def test_a_transposed_convolution_counts_channels_along_its_second_axis() -> None:
+    quantizer = ChannelWeights(axis=1)
+    weight = torch.tensor([[1.27, -12.7], [0.1, 0.2]])[:, :, None, None]
+    result = quantizer(weight)
+    assert quantizer.calculate_qparams()[0].tolist() == pytest.approx([0.01, 0.1])
+    torch.testing.assert_close(result[:, 0], weight[:, 0])
 
 
 def test_learned_bounds_survive_a_state_dict() -> None:
