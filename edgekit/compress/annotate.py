@@ -25,9 +25,12 @@ _ADDITIONS = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
 _CURVES = {
     torch.ops.aten.leaky_relu.default,
     torch.ops.aten.prelu.default,
+    torch.ops.aten.hardswish.default,
     torch.ops.aten.clamp.default,
     torch.ops.aten.hardtanh.default,
 }
+# Bounds that TFLite's pools can have built in.
+_BUILT_IN = {(0.0, 6.0), (-1.0, 1.0)}
 # Those whose result spans what it always does: TFLite accepts no other scales than 1/256 and 1/128 for them.
 _BOUNDED = {
     torch.ops.aten.sigmoid.default: (0.0, 255 / 256),
@@ -116,8 +119,13 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             skips = [a for a in node.args[:2] if isinstance(a, Node) and not _is_branch(a)]
             inputs, result = ({skips[0]: activation}, None) if len(skips) == 1 else ({}, None)
         elif node.target in RELU or node.target in _CURVES:
-            inputs = {} if node.target in RELU else {_node(node.args[0]): activation}
-            result = output
+            source = _node(node.args[0])
+            built_in = node.target in RELU or tuple(node.args[1:]) in _BUILT_IN
+            if built_in and source.target is torch.ops.aten.max_pool2d.default:
+                # TFLite's converter makes one operator of both, and a pool's output is its input's integers.
+                inputs, result = {source: activation}, SharedQuantizationSpec((source, node))
+            else:
+                inputs, result = {} if node.target in RELU else {source: activation}, output
         elif node.target in _BOUNDED:
             inputs = {_node(node.args[0]): activation}
             result = _activation(self.scheme, fixed=_BOUNDED[node.target])
