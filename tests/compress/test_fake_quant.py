@@ -93,3 +93,13 @@ def test_weights_have_one_scale_an_output_channel(bits: int, peak: int) -> None:
     torch.testing.assert_close(scale, torch.tensor([2 / peak, 0.5 / peak]))
     assert zero_point.tolist() == [0, 0]
     assert (result - weight).abs().max() <= scale.max() / 2
+
+
+def test_a_transposed_convolution_counts_its_output_channels_on_the_second_axis() -> None:
+    quantizer = ChannelWeights(axis=1)
+    weight = torch.tensor([[1.0, -2.0, 0.3], [0.5, 0.25, 0.1]])[:, :, None, None]
+    result = quantizer(weight)
+    scale, _ = quantizer.calculate_qparams()
+    torch.testing.assert_close(scale, torch.tensor([1 / 127, 2 / 127, 0.3 / 127]))
+    grid = scale[None, :, None, None]
+    torch.testing.assert_close(result, (weight / grid).round() * grid)

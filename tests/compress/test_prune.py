@@ -15,6 +15,7 @@ from edgekit.compress.prune import prune
 from edgekit.errors import RecipeError, TrainingError
 from edgekit.models import registry
 from edgekit.models.base import DenoiserModel
+from edgekit.models.graph import GraphModel
 from edgekit.recipe import PruneSettings
 
 QUICK = PruneSettings(batches=2)
@@ -59,6 +60,52 @@ def test_a_quarter_of_the_macs_goes_and_the_rest_is_rebuilt_from_its_config(
     assert pruned(*example(model)).isfinite().all()
     assert_same_weights(model, before)
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def from_a_file() -> GraphModel:
+    """A network with slopes, a constant and a transposed convolution."""
+    layer: dict[str, Any] = {"dilation": [1, 1], "groups": 1, "bias": True, "op": "conv"}
+    same = {**layer, "kernel": [3, 3], "stride": [1, 1], "pad": [1] * 4}
+    halves = {**layer, "kernel": [2, 2], "stride": [2, 2], "pad": [0] * 4}
+    nodes = [
+        {**same, "name": "a", "inputs": ["noisy"], "in": 3, "out": 32},
+        {"op": "prelu", "name": "p", "inputs": ["a"], "slopes": 32},
+        {"op": "const", "name": "k", "inputs": [], "shape": [1, 32, 1, 1]},
+        {"op": "mul", "name": "m", "inputs": ["p", "k"]},
+        {**halves, "name": "d", "inputs": ["m"], "in": 32, "out": 32},
+        {**halves, "op": "conv_transpose", "more": [0, 0], "name": "u", "inputs": ["d"], "in": 32, "out": 32},
+        {"op": "concat", "name": "c", "inputs": ["u", "m"]},
+        {**same, "name": "t", "inputs": ["c"], "in": 64, "out": 3},
+    ]
+    model = GraphModel(channels=3, nodes=nodes, level="none").eval()
+    torch.nn.init.normal_(model.constants["k"])
+    return model
+
+
+def test_channels_that_a_transposed_convolution_ignores_go_first() -> None:
+    model = from_a_file()
+    idle = torch.tensor([1, 2, 3, 8, 9, 20, 21, 30])
+    with torch.no_grad():
+        model.layers["u"].weight[idle] = 0
+    pruned, record = prune(model, QUICK.model_copy(update={"ratio": 0.01}), SmoothBatches(), smooth_tiles(1))
+    assert record.details["channels_removed"] == {"layers.d": 8}
+    kept = [i for i in range(32) if i not in idle]
+    assert torch.equal(pruned.layers["d"].weight, model.layers["d"].weight[kept])
+    torch.testing.assert_close(pruned(*example(model)), model(*example(model)))
+
+
+def test_a_network_read_from_a_file_shrinks_with_its_slopes_constants_and_transposed_convolutions() -> None:
+    model = from_a_file()
+    pruned, record = prune(model, QUICK.model_copy(update={"ratio": 0.6}), SmoothBatches(), smooth_tiles(1))
+    assert {name for name, (was, left) in record.details["widths"].items() if left < was} == {
+        "layers.a", "layers.d", "layers.u",
+    }  # fmt: skip
+    told = {node["name"]: node for node in pruned.config()["nodes"]}
+    width = told["a"]["out"]
+    assert (told["p"]["slopes"], told["k"]["shape"], told["d"]["in"]) == (width, [1, width, 1, 1], width)
+    assert (told["d"]["out"], told["u"]["out"] + width) == (told["u"]["in"], told["t"]["in"])
+    assert 1 - pruned.macs_per_pixel() / model.macs_per_pixel() == pytest.approx(record.details["macs_removed"])
+    assert pruned(*example(model)).isfinite().all()
 
 
 def test_the_overshoot_is_less_than_one_step_of_the_hidden_widths() -> None:
