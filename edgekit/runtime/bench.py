@@ -30,8 +30,8 @@ from edgekit.runtime.verdict import int8_share
 # The baseline where none is asked for, and the word that asks for none.
 DEFAULT_BASELINE, NO_BASELINE = "fp32", "none"
 
-# The first run packs weights and fills caches; the second shows whether that is over.
-_WARM_UP = 2
+# The first run packs weights and fills caches; by the third an engine that compiles for a size has done so.
+_WARM_UP = 3
 # Load of a machine that does nothing else.
 _IDLE = 0.5
 

@@ -332,7 +332,7 @@ def _time(bundle: Bundle, denoiser: Denoiser) -> Speed | None:
         if baseline is not None:
             contenders.append(stack.enter_context(Denoiser.from_bundle(bundle, baseline, threads)))
         runs = [partial(contender, image, sigma=sigma) for contender in contenders]
-        times = in_turns(runs, _MAX_RUNS, _SECONDS, warm_up=1)
+        times = in_turns(runs, _MAX_RUNS, _SECONDS, warm_up=3)
     medians = [float(np.median(taken)) for taken in times]
     ratio = medians[1] / medians[0] if baseline is not None else None
     return Speed(medians[0] * 1e3 / (side * side / 1e6), threads, baseline, ratio)
