@@ -135,8 +135,8 @@ class PruneSettings(Settings):
 
     # Share of the model's MACs to remove.
     ratio: Annotated[float, Field(ge=0, le=0.9)] = 0.25
-    # Widths become multiples of this: what SIMD kernels fill.
-    round_to: PositiveInt = 8
+    # Widths become multiples of this: what int8 kernels fill (16 channels of NEON or AVX512 at a time).
+    round_to: PositiveInt = 16
     # "taylor": the effect on the loss, on so many noisy batches; "l1": the norm of the weights, a baseline.
     criterion: Literal["taylor", "l1"] = "taylor"
     batches: PositiveInt = 16

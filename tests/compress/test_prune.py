@@ -18,7 +18,8 @@ from edgekit.models.base import DenoiserModel
 from edgekit.models.graph import GraphModel
 from edgekit.recipe import PruneSettings
 
-QUICK = PruneSettings(batches=2)
+# Steps of 8: the networks here are small.
+QUICK = PruneSettings(batches=2, round_to=8)
 # Where only the hidden width of the middle block, 16, can shrink.
 ONE_GROUP: dict[str, Any] = {"widths": [8, 8], "encoder": [[]], "middle": [16], "decoder": [[]]}
 
@@ -132,7 +133,7 @@ def test_channels_that_nobody_reads_go_first_and_the_output_stays(group: str) ->
     channels = Channels(copy.deepcopy(model), 8)
     # A hair less than what these channels save: a step of any other group would not be enough.
     ratio = 0.99 * channels.saving(group, idle.tolist()) / channels.macs_per_pixel
-    pruned, record = prune(model, PruneSettings(ratio=ratio, batches=2), SmoothBatches(), smooth_tiles(1))
+    pruned, record = prune(model, PruneSettings(round_to=8, ratio=ratio, batches=2), SmoothBatches(), smooth_tiles(1))
     assert record.details["channels_removed"] == {group: 8}
     torch.testing.assert_close(pruned(*example(model)), model(*example(model)), atol=1e-5, rtol=1e-5)
 
@@ -148,7 +149,7 @@ def test_taylor_keeps_small_weights_that_matter_where_l1_keeps_large_ones_that_d
         for layer, part in ((block.expand, slice(0, 8)), (block.project, (slice(None), slice(0, 8)))):
             layer.weight[part] *= 10
         block.expand.bias[:8] = -1000
-    settings = PruneSettings(ratio=0.01, batches=2, criterion=criterion)
+    settings = PruneSettings(round_to=8, ratio=0.01, batches=2, criterion=criterion)
     pruned, record = prune(model, settings, SmoothBatches(), smooth_tiles(1))
     assert record.details["channels_removed"] == {"middle.0.expand": 8}
     change = (pruned(*example(model)) - model(*example(model))).abs().max()
@@ -169,7 +170,7 @@ def test_pruning_is_the_same_each_time() -> None:
 
 def test_a_ratio_of_zero_is_a_copy() -> None:
     model = random_model("dsunet-n")
-    pruned, record = prune(model, PruneSettings(ratio=0), SmoothBatches(), smooth_tiles(1))
+    pruned, record = prune(model, PruneSettings(round_to=8, ratio=0), SmoothBatches(), smooth_tiles(1))
     assert pruned is not model
     assert_same_weights(pruned, weights_of(model))
     assert record.details["macs_removed"] == 0
