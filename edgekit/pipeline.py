@@ -246,12 +246,17 @@ def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel
 def _check_names(recipe: Recipe) -> None:
     """Refuse a model or teacher that is unknown, or has no weights; files are looked at when they are read."""
     shipped = checkpoints.shipped()
+    if recipe.weights is not None and importers.accepts(recipe.model):
+        raise RecipeError(f"weights {str(recipe.weights)!r}: {recipe.model} brings its own; leave --weights out")
+    if recipe.model not in names() and Path(recipe.model).is_dir() and not importers.accepts(recipe.model):
+        raise RecipeError(f"model {recipe.model!r} is a folder without saved_model.pb: expected a SavedModel or a file")
     for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
         allowed = [*names(), *_NO_TEACHER_FILE] if role == "teacher" else names()
         if Path(name).suffix or importers.accepts(name) or (role == "teacher" and name in _NO_TEACHER_FILE):
             continue
         if name not in allowed:
-            raise UnknownNameError.unknown(role, name, allowed)
+            files = ["a file (.onnx, .keras)"] if role == "model" else []
+            raise UnknownNameError.unknown(role, name, [*allowed, *files])
         if name not in shipped and (role == "teacher" or recipe.weights is None):
             fix = "--teacher none or a weight file" if role == "teacher" else "--weights FILE"
             raise RecipeError(

@@ -18,7 +18,8 @@ from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, evaluate
 from edgekit.errors import CheckpointError, DataError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints, create
-from edgekit.recipe import Recipe, load_recipe
+from edgekit.recipe import Recipe, load_recipe, make
+from edgekit.runtime.check import check
 from edgekit.stage_data import open_stage_data
 from edgekit.train.images import open_images
 
@@ -283,3 +284,54 @@ def test_float_precision_has_no_quantize_stage(weights: Path) -> None:
 def test_steps_are_shared_between_the_trainings(weights: Path) -> None:
     _, distillation, quantization = pipeline.settings_of(recipe(weights, steps=90))
     assert (distillation.steps, quantization.steps) == (60, 30)
+
+
+def from_a_file(folder: Path) -> Path:
+    """A user's own network that ends as autoencoders do: upsampled, activated, in a sigmoid."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    rng = np.random.default_rng(0)
+    stored = {
+        "down.weight": rng.normal(0, 0.3, (16, 3, 2, 2)),
+        "up.weight": rng.normal(0, 0.3, (16, 8, 2, 2)),
+        "last.weight": rng.normal(0, 0.3, (3, 8, 3, 3)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["noisy", "down.weight"], ["a"], strides=[2, 2]),
+        helper.make_node("ConvTranspose", ["a", "up.weight"], ["b"], strides=[2, 2]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("Conv", ["c", "last.weight"], ["d"], pads=[1, 1, 1, 1]),
+        helper.make_node("Sigmoid", ["d"], ["clean"]),
+    ]
+    images = [helper.make_tensor_value_info(n, TensorProto.FLOAT, ["N", 3, "H", "W"]) for n in ("noisy", "clean")]
+    weights = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in stored.items()]
+    graph = helper.make_graph(nodes, "net", images[:1], images[1:], weights)
+    path = folder / "autoencoder.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]), str(path))
+    return path
+
+
+def test_a_network_from_a_file_ends_in_a_bundle_of_integers(tmp_path: Path, data: Path) -> None:
+    changes = {
+        "model": str(from_a_file(tmp_path)),
+        "data": data,
+        "prune": 0,
+        "steps": 0,
+        "tile": 64,
+        "target": "tflite",
+    }
+    (bundle,) = pipeline.compress(make(Recipe, changes), out=tmp_path)
+    assert bundle.manifest.name == "autoencoder"
+    assert bundle.manifest.model.arch == "graph"
+    assert {layer.dtype for layer in bundle.manifest.layers} == {"int8"}
+    clean = bundle.manifest.variants[0].outputs[0]
+    assert (clean.scale, clean.zero_point) == (pytest.approx(1 / 255), -128)
+    # Random weights are no denoiser, but the integers must be those of the float network.
+    verdict = check(bundle.folder)
+    assert abs(verdict.total.quantization_drop) < 1
+
+
+def test_weights_beside_a_network_from_a_file_are_refused(tmp_path: Path, weights: Path) -> None:
+    with pytest.raises(RecipeError, match="brings its own; leave --weights out"):
+        pipeline.plan(make(Recipe, {"model": str(from_a_file(tmp_path)), "weights": weights, "target": "tflite"}))

@@ -185,7 +185,8 @@ def _pictures(golden: Golden, verdict: Verdict) -> str:
     label = _label(verdict)
     levels = golden.levels()
     # Spread over the levels when there are more than are shown.
-    shown = [levels[round(i * (len(levels) - 1) / max(1, _STRIPS - 1))] for i in range(min(_STRIPS, len(levels)))]
+    count = min(_STRIPS, len(levels))
+    shown = [levels[round(i * (len(levels) - 1) / max(1, count - 1))] for i in range(count)]
     strips = []
     for sigma in shown:
         k = _busiest(golden, sigma)

@@ -47,7 +47,8 @@ def stages(manifest: Manifest) -> Table:
     levels = sorted({s for stage in manifest.stages for s in stage.get("db_after", {})}, key=float)
     columns = ["stage", "kMAC/px", "parameters", *(f"s{s}" for s in levels), "seconds", "what"]
     rows = [[*_stage(stage, levels)] for stage in manifest.stages]
-    title = f"{manifest.name} for {manifest.target}: after each stage; s5 is dB at sigma 5, on held-out tiles"
+    example = f"s{levels[0]} is dB at sigma {levels[0]}, on held-out tiles" if levels else "no noise level measured"
+    title = f"{manifest.name} for {manifest.target}: after each stage; {example}"
     return table(columns, rows, title=title, right=",".join(columns[1:-1]))
 
 

@@ -51,7 +51,10 @@ class Channels:
                 self.kept[name] = reason
         if not self.sizes:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.kept.items())
-            raise RecipeError(f"{model.arch} cannot be pruned in steps of {round_to} channels ({reasons})")
+            raise RecipeError(
+                f"{model.arch} cannot be pruned in steps of {round_to} channels ({reasons}); use --prune 0, or a "
+                "smaller pruning.round_to in a recipe"
+            )
         self._macs = _layer_macs(model)
 
     @property

@@ -10,7 +10,7 @@ from torchao.quantization.pt2e import FakeQuantizeBase
 
 # Ranges of no width would divide by zero.
 _TINY = 1e-8
-# What XNNPACK refuses is a scale far from all others. A channel of weights counts as at least this share of the largest.
+# XNNPACK refuses a scale far from all others. A channel of weights counts as at least this share of the largest.
 _LEAST_CHANNEL = 2.0**-16
 
 

@@ -19,6 +19,9 @@ from edgekit.losses import weighted
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import PruneSettings
 
+# Channels at a time, in networks that have too few for larger steps.
+_SMALL_STEP = 8
+
 
 def prune(
     model: DenoiserModel,
@@ -53,7 +56,7 @@ def prune(
     widths: dict[str, list[int]] = {}
     kept: dict[str, str] = {}
     if settings.ratio > 0:
-        channels = Channels(work, settings.round_to)
+        channels = _channels(work, settings.round_to)
         before = dict(channels.sizes)
         _remove(channels, settings, batches, progress or _silent)
         widths = {name: [size, channels.sizes[name]] for name, size in before.items()}
@@ -78,6 +81,16 @@ def prune(
         },
     )
     return pruned, record
+
+
+def _channels(model: DenoiserModel, round_to: int) -> Channels:
+    """The groups in steps of `round_to`; of 8 where a small network has none that can go in larger ones."""
+    try:
+        return Channels(model, round_to)
+    except RecipeError:
+        if round_to <= _SMALL_STEP:
+            raise
+        return Channels(model, _SMALL_STEP)
 
 
 def _remove(channels: Channels, settings: PruneSettings, batches: Batches, progress: Progress) -> None:

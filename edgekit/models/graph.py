@@ -134,13 +134,17 @@ def _padded(x: Tensor, node: Mapping[str, Any]) -> Tensor:
     return x if _symmetric(node["pad"]) is not None else F.pad(x, node["pad"])
 
 
-def _pool(node: Mapping[str, Any], x: Tensor, fill: float) -> Tensor:
-    return F.pad(x, node["pad"], value=fill) if any(node["pad"]) else x
+def _avg_pool(node: Mapping[str, Any], x: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(x, node["pad"]) if any(node["pad"]) else x, node["kernel"], node["stride"])
 
 
 def _max_pool(node: Mapping[str, Any], x: Tensor) -> Tensor:
-    # What stands outside never wins.
-    return F.max_pool2d(_pool(node, x, float("-inf")), node["kernel"], node["stride"])
+    pad, kernel = node["pad"], node["kernel"]
+    own = _symmetric(pad)
+    if own is not None and all(2 * side <= size for side, size in zip(own, kernel, strict=True)):
+        return F.max_pool2d(x, kernel, node["stride"], own)
+    # The edge again: it stands in every window that reaches outside, and unlike -inf it has a scale.
+    return F.max_pool2d(F.pad(x, pad, mode="replicate"), kernel, node["stride"])
 
 
 def _upsample(node: Mapping[str, Any], x: Tensor) -> Tensor:
@@ -191,7 +195,7 @@ OPERATORS: dict[str, Callable[..., Tensor]] = {
     "concat": lambda node, *parts: torch.cat(parts, 1),
     "slice": _slice,
     "max_pool": _max_pool,
-    "avg_pool": lambda node, x: F.avg_pool2d(_pool(node, x, 0.0), node["kernel"], node["stride"]),
+    "avg_pool": _avg_pool,
     "upsample": _upsample,
     "depth_to_space": _depth_to_space,
     "space_to_depth": _space_to_depth,

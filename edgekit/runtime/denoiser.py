@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -96,6 +97,7 @@ class Denoiser:
         if chosen is None:
             raise UnknownNameError.unknown("variant", name, (v.name for v in manifest.variants))
         count = _processors() if threads is None else threads
+        options = replace(options, tile=bundle.manifest.tile)
         engine = open_engine(chosen, bundle.path(chosen.file), count, options=options)
         try:
             return cls(engine, manifest, chosen)

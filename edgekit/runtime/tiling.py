@@ -97,15 +97,15 @@ def _mirror(start: int, count: int, size: int) -> NDArray[np.intp]:
 
 
 def fitted(size: int, tile: int, halo: int, stride: int) -> int:
-    """The smallest window that covers an axis with as few windows as `tile`. Arguments and errors as in `step`."""
-    count = len(spans(size, tile, halo, stride))
+    """The smallest window that covers an axis alone, or the tile. Arguments and errors as in `step`.
+
+    Windows of an axis that needs several are all tiles: an engine may have compiled its model for that size.
+    """
+    if len(spans(size, tile, halo, stride)) > 1:
+        return tile
     border = -(-halo // stride) * stride
-    # One window: both borders. More: each adds a step, the last one ends at its halo.
-    each = -(-size // stride) * stride if count == 1 else -(-(size + border - halo) // (count * stride)) * stride
-    for side in range(each + 2 * halo // stride * stride, tile, stride):
-        if side >= 2 * halo + stride and len(spans(size, side, halo, stride)) <= count:
-            return side
-    return tile
+    least = -(-(2 * halo + stride) // stride) * stride
+    return min(tile, max(least, border + -(-(size + halo) // stride) * stride))
 
 
 def tiles(height: int, width: int, tile: int | tuple[int, int], halo: int, stride: int) -> Iterator[tuple[Span, Span]]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +13,7 @@ from edgekit.bundle.manifest import LayerReport, TensorSpec
 from edgekit.errors import ExportError
 from edgekit.models.base import DenoiserModel
 from edgekit.models.complexity import layer_macs
+from edgekit.quiet import quietly
 from edgekit.targets import onnx_layout
 
 OPSET = 20
@@ -148,17 +145,3 @@ def _name_axes(model: Any) -> None:
         for axis, name in zip(value.type.tensor_type.shape.dim, ("batch", "", "height", "width"), strict=False):
             if not axis.HasField("dim_value"):
                 axis.dim_param = name
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the exporter's chatter from the user's screen."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                yield
-        finally:
-            logging.disable(level)

@@ -21,10 +21,10 @@ def simplify(graph: Any) -> None:
     for node in list(graph.node):
         if node.op_type == "Transpose" and list(_setting(node, "perm")) == _UNSHUFFLE:
             _rewrite(graph, node)
+    _drop_zeros(graph)
     for node in graph.node:
         if node.op_type == "DepthToSpace" and _setting(node, "mode") == b"CRD":
             _renumber(graph, node)
-    _drop_zeros(graph)
     _sweep(graph)
 
 
@@ -64,9 +64,14 @@ def _renumber(graph: Any, shuffle: Any) -> None:
         value = writer.input[0]
     if writer is None or writer.op_type != "Conv" or len(_readers(graph, value)) != 1:
         return
+    if _setting(writer, "group", 1) != 1:  # its channels would change groups
+        return
     names = [name for name in writer.input[1:] if name]
     stored = [_stored(graph, name) for name in names]
     scales = [_scale(graph, name) for name in names]
+    through = [(name, w) for name in names if (w := _writer(graph, name)) is not None]
+    if any(len(w.input) > 2 or not (_scale(graph, n) or _is_number(graph, w.input[1])) for n, w in through):
+        return  # zero points of their own, or scales that are not stored: they could not follow
     if any(tensor is None for tensor in stored) or any(t and len(_readers(graph, t.name)) != 1 for t in scales):
         return
     block = _setting(shuffle, "blocksize")

@@ -17,6 +17,7 @@ from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import MissingExtraError
 from edgekit.models.base import DenoiserModel
+from edgekit.quiet import quietly
 from edgekit.runtime.engines import openvino as engine
 from edgekit.targets import onnx_graph
 from edgekit.targets.base import Lowered, Plain
@@ -106,7 +107,7 @@ def _nncf(source: Path, model: DenoiserModel, batches: Batches, count: int) -> A
     """The float graph quantized by NNCF as its documentation shows it, calibrated on training batches."""
     # NNCF's own way to say that it must not report its use over the network.
     os.environ.setdefault("NNCF_CI", "1")
-    with onnx_graph.quietly():
+    with quietly():
         import nncf
 
         # Not nncf.set_log_level, which also raises the level of handlers that are not its own.

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import os
-import sys
-import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +13,7 @@ from edgekit.compress.program import QuantizedLayer, QuantizedProgram
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import ExportError
 from edgekit.models.base import DenoiserModel
+from edgekit.quiet import quietly
 from edgekit.targets import tflite_file, tflite_layout
 from edgekit.targets.base import Lowered, Plain
 
@@ -81,7 +74,7 @@ class TFLite(Plain):
             tflite_file.unsigned_io(files["int8"], files["int8-uint8io"])
             kinds = ["int8", "int8-uint8io", *kinds]
             known = program.layers()
-        with _quietly():
+        with quietly(descriptors=True):
             variants = [_variant(kind, files[kind]) for kind in kinds]
             layers = tflite_file.layers(files[precision], known)
         variants.sort(key=lambda v: v.name != precision)
@@ -91,33 +84,11 @@ class TFLite(Plain):
 TARGET = TFLite()
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep the converter's chatter from the user's screen; part of it is C++, which writes to the file descriptors."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings(), tempfile.TemporaryFile() as sink:
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        kept = {number: os.dup(number) for number in (1, 2)}
-        try:
-            for number in kept:
-                os.dup2(sink.fileno(), number)
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                yield
-        finally:
-            for number, copy in kept.items():
-                os.dup2(copy, number)
-                os.close(copy)
-            logging.disable(level)
-
-
 def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, blind: bool, quantized: bool) -> None:
     sample: dict[str, Any] = {"image": torch.rand(shape)}
     if not blind:
         sample["sigma"] = torch.rand(1)
-    with _quietly():
+    with quietly(descriptors=True):
         import litert_torch
         from litert_torch.quantize.pt2e_quantizer import (
             PT2EQuantizer,
@@ -144,7 +115,7 @@ def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, blind: bo
 
 def _half(source: Path, destination: Path) -> None:
     """Store the weights of a float file as float16; XNNPACK widens them when the file is opened."""
-    with _quietly():
+    with quietly(descriptors=True):
         from ai_edge_quantizer import qtyping, quantizer
         from ai_edge_quantizer.algorithm_manager import AlgorithmName
 

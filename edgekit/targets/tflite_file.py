@@ -129,6 +129,12 @@ def unsigned_io(source: Path, destination: Path) -> None:
         node.builtinOptions = schema.QuantizeOptionsT()
         return node
 
+    floats = [_text(graph.tensors[i].name) for i in graph.outputs if graph.tensors[i].type != _INT8]
+    if floats:
+        raise ExportError(
+            f"{source.name} ends in an operator that gives floats ({', '.join(floats)}): end the network in a "
+            "convolution, an addition, a subtraction or a clip"
+        )
     images_in = [i for i in graph.inputs if len(graph.tensors[i].shape) == 4 and graph.tensors[i].type == _INT8]
     swap = {int(i): twin(int(i)) for i in [*images_in, *graph.outputs]}
     first = [convert(swap[int(i)], int(i)) for i in images_in]

@@ -60,6 +60,8 @@ class _Graph:
             shapes = {self._shape(int(i)) for i in (*node.inputs, *node.outputs)}
             if moved_op != "TRANSPOSE" or len(shapes) != 1 or int(node.outputs[0]) in self.outputs:
                 continue
+            if not any((w := self._writer(int(i))) is not None and w[0] in _MOVES for i in node.inputs):
+                continue
             place = self._place(node)
             sources = [int(i) for i in node.inputs]
             node.inputs = list(sources)
@@ -116,7 +118,7 @@ class _Graph:
             return self._bypass(source, result)
         if after[1] > before[1] and after[1] % before[1] == 0:
             block = after[1] // before[1]
-            return self._widens(places, moved, block) and self._depth_to_space(source, result, block, chain[-1])
+            return self._widens(places, moved, block) and self._depth_to_space(source, result, block, chain)
         if before[1] > after[1] and before[1] % after[1] == 0:
             block = before[1] // after[1]
             return self._widens(moved, places, block) and self._space_to_depth(source, result, block, chain[-1])
@@ -146,20 +148,24 @@ class _Graph:
             node.inputs = [source if int(i) == result else i for i in node.inputs]
         return True
 
-    def _depth_to_space(self, source: int, result: int, block: int, last: Any) -> bool:
+    def _depth_to_space(self, source: int, result: int, block: int, chain: list[Any]) -> bool:
         """The convolution in front numbers its output channels as TFLite does."""
         writer = self._writer(source)
-        others = [node for op, node in self._readers(source) if op not in _MOVES]
-        if writer is None or writer[0] != "CONV_2D" or others or len(self._readers(source)) != 1:
+        between = [source, *(int(node.outputs[0]) for node in chain[:-1])]
+        if writer is None or writer[0] != "CONV_2D":
             return False
+        if any(len(self._readers(i)) != 1 or i in self.outputs for i in between):
+            return False  # someone else would see the channels in another order
         convolution = writer[1]
+        if self._shape(int(convolution.inputs[1]))[3] != self._shape(int(convolution.inputs[0]))[3]:
+            return False  # grouped: its channels would change groups
         order = _tflite_order(self._shape(source)[3], block)
         parts = [int(i) for i in convolution.inputs[1:] if int(i) >= 0]
         if not all(self._is_own(index) for index in parts):
             return False
         for index in parts:
             self._reorder(index, order, axis=0)
-        self._insert(last, "DEPTH_TO_SPACE", source, result, block)
+        self._insert(chain[-1], "DEPTH_TO_SPACE", source, result, block)
         return True
 
     def _space_to_depth(self, source: int, result: int, block: int, last: Any) -> bool:

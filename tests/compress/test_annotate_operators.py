@@ -77,6 +77,9 @@ GRAPHS: dict[str, list[Node]] = {
             node("pad", "last", pad=[1, 1, 1, 1], mode="constant"),
             node("max_pool", "0", **{**POOL, "kernel": [3, 3], "stride": [1, 1]}),
         ],
+        # Padding of its own: none of it may be seen by a range, -inf least of all.
+        [node("max_pool", "last", kernel=[3, 3], stride=[1, 1], pad=[1, 1, 1, 1])],
+        [node("max_pool", "last", kernel=[2, 2], stride=[1, 1], pad=[0, 1, 0, 1])],
         [node("relu", "last"), node("concat", "last", "0")],
         [node("slice", "last", start=0, stop=4), node("slice", "last", start=4, stop=8), node("mul", "0", "1")],
         [

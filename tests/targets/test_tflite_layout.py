@@ -130,3 +130,38 @@ def test_simplifying_twice_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     before = simple.read_bytes()
     tflite_layout.simplify(simple)
     assert simple.read_bytes() == before
+
+
+class Grouped(nn.Module):
+    """A grouped convolution in front of a shuffle: its channels cannot change groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        return noisy - F.pixel_shuffle(self.head(F.pixel_unshuffle(noisy, 2)), 2)
+
+
+def test_a_grouped_convolution_keeps_its_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    path = raw(tmp_path / "x.tflite", Grouped(), monkeypatch, blind=True, quantized=False)
+    np.testing.assert_allclose(run(simplified(path)), run(path), atol=2e-6)
+
+
+class Shared(nn.Module):
+    """What lies between the convolution and the shuffle is read by others, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.tail = nn.Conv2d(12, 12, 3, padding=1), nn.Conv2d(12, 12, 1)
+
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        x = self.head(F.pixel_unshuffle(noisy, 2))
+        return noisy - F.pixel_shuffle(x, 2) - F.pixel_shuffle(self.tail(F.relu(x)), 2)
+
+
+def test_channels_that_others_read_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    path = raw(tmp_path / "x.tflite", Shared(), monkeypatch, blind=True, quantized=False)
+    np.testing.assert_allclose(run(simplified(path)), run(path), atol=2e-6)

@@ -17,13 +17,24 @@ from edgekit.errors import CheckpointError, ShapeError
 from edgekit.models.graph import IMAGE, LEVEL, OPERATORS, GraphModel
 
 Array = NDArray[Any]
-# Largest difference between the original's output and the model's, over the output's largest value: two ways of adding
-# float32 numbers differ by less, another operator by more.
+# Largest difference between the original's output and the model's, over the output's largest value where that is above
+# 1: two ways of adding float32 numbers differ by less, another operator by more.
 _TOLERANCE = 1e-4
 # Noise levels in 0..1 that both are run at.
 _LEVELS = (5 / 255, 50 / 255)
 # What a layer may not be called: torch keeps layers beside the methods of what holds them.
 _METHODS = frozenset(dir(nn.ModuleDict()))
+
+
+# Dense layers, and what leads to them, in ONNX and TFLite.
+_WHOLE = re.compile(r"FULLY_CONNECTED|BATCH_MATMUL|Gemm|MatMul|Flatten|Global|MEAN|ReduceMean")
+# What exporters and users call the noise level.
+_LEVEL_NAMES = re.compile(r"sigma|level|std|strength|map", re.IGNORECASE)
+
+
+def names_level(name: str) -> bool:
+    """Whether an input's name speaks of the noise level; of two inputs of one shape, that is the other one."""
+    return _LEVEL_NAMES.search(name) is not None
 
 
 class Builder:
@@ -137,13 +148,21 @@ class Builder:
         self._weights[f"layers.{name}.weight"] = slopes.reshape(-1)
         return name
 
-    def refuse(self, op: str, why: str = "edgekit has no equal of it") -> CheckpointError:
+    def refuse(self, op: str, why: str = "it cannot be taken over") -> CheckpointError:
         """The error for an operator that cannot be taken over."""
+        if _WHOLE.search(op):
+            why = "it sees the whole image at once, which cannot work in tiles: replace it by convolutions"
         known = ", ".join(sorted((*OPERATORS, "conv", "conv_transpose", "prelu")))
         return CheckpointError(f"{self.path}: operator {op}: {why}. What can be read: {known}")
 
     def model(self, channels: int, level: str, origin: str) -> GraphModel:
         """The model with its weights, in eval mode. Raises: CheckpointError: it is no denoiser."""
+        self._activate_before_shuffles()
+        # TFLite gives these a scale of their own, and an image leaves at 1/255. In float this changes nothing.
+        lowest = {"sigmoid": 0.0, "tanh": -1.0}
+        if self.nodes and self.nodes[-1]["op"] in lowest:
+            last = self.nodes[-1]
+            self.add("clip", "clean", [last["name"]], low=lowest[last["op"]], high=1.0)
         try:
             model = GraphModel(channels=channels, nodes=self.nodes, level=level, origin=origin)
         except ShapeError as error:
@@ -154,6 +173,20 @@ class Builder:
         if bad:
             raise CheckpointError(f"{self.path}: {', '.join(bad[:3])} hold NaN or infinity: export the network again")
         return model.eval()
+
+    def _activate_before_shuffles(self) -> None:
+        """Move an activation in front of the pixel-shuffle that it follows: there, a convolution takes it in."""
+        for shuffle in [node for node in self.nodes if node["op"] == "depth_to_space"]:
+            readers = [node for node in self.nodes if shuffle["name"] in node["inputs"]]
+            if len(readers) != 1 or readers[0]["op"] not in ("relu", "leaky_relu", "clip"):
+                continue
+            activation = readers[0]
+            for node in self.nodes:
+                node["inputs"] = [shuffle["name"] if n == activation["name"] else n for n in node["inputs"]]
+            activation["inputs"], shuffle["inputs"] = shuffle["inputs"], [activation["name"]]
+            at = self.nodes.index(activation)
+            self.nodes.remove(shuffle)
+            self.nodes.insert(at, shuffle)
 
     def _unique(self, hint: str) -> str:
         # Module names have no dots; a letter first.
@@ -189,8 +222,22 @@ def hold_against(
                 f"{'x'.join(str(n) for n in (*expected.shape[2:], expected.shape[1]))}: a denoiser keeps the size; pad "
                 "its convolutions (padding 'same')"
             )
-        with torch.no_grad():
-            found = model(torch.from_numpy(noisy), torch.tensor([sigma])).numpy()
+        try:
+            with torch.no_grad():
+                found = model(torch.from_numpy(noisy), torch.tensor([sigma])).numpy()
+                # Another size shows what fits that of the file alone.
+                other = (side[0] + model.stride, side[1] + 2 * model.stride)
+                wider = model(torch.zeros(1, model.channels, *other), torch.tensor([sigma]))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{path}: what was read cannot be run on images of any size ({str(error).splitlines()[0]}); please "
+                "report it with the file"
+            ) from error
+        if wider.shape[2:] != other:
+            raise CheckpointError(
+                f"{path}: an image of {other[0]}x{other[1]} comes out as {wider.shape[2]}x{wider.shape[3]}: its sizes "
+                f"fit {side[0]}x{side[1]} alone; export it for another size, or with free height and width"
+            )
         difference = float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
         if not difference <= _TOLERANCE:
             raise CheckpointError(

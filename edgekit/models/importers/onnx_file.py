@@ -12,10 +12,11 @@ import numpy as np
 
 from edgekit.errors import CheckpointError, MissingExtraError
 from edgekit.models.graph import IMAGE, LEVEL, GraphModel
-from edgekit.models.importers.builder import Array, Builder, hold_against
+from edgekit.models.importers.builder import Array, Builder, hold_against, names_level
 
 # Height and width that a file of free sizes is read at: a multiple of every stride in use.
 _SIDE = 64
+_IR = 10
 _SIMPLE = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "HardSwish": "hardswish"}
 _ARITHMETIC = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 # TensorProto.FLOAT.
@@ -46,7 +47,7 @@ def load(path: Path) -> GraphModel:
         import onnx
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise MissingExtraError.needs(f"reading {path}", str(error.name), "tensorrt-target") from None
+        raise MissingExtraError.needs(f"reading {path}", str(error.name), "onnx,onnxruntime") from None
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
@@ -54,6 +55,8 @@ def load(path: Path) -> GraphModel:
         onnx.checker.check_model(file)
     except Exception as error:  # whatever protobuf and the checker raise
         raise CheckpointError(f"{path} is no whole ONNX file ({_first(error)}): export it again") from error
+    # onnx writes newer versions of the file format than ONNX Runtime opens; what changed is no operator of a denoiser.
+    file.ir_version = min(file.ir_version, _IR)
     image, level, kind = _inputs(file, path)
     with tempfile.TemporaryDirectory() as folder:
         fixed, folded = Path(folder) / "fixed.onnx", Path(folder) / "folded.onnx"
@@ -105,7 +108,8 @@ def _inputs(file: Any, path: Path) -> tuple[Any, Any, str]:
     told = ", ".join(f"{v.name} {[a.dim_value or a.dim_param for a in v.type.tensor_type.shape.dim]}" for v in inputs)
     if not images or len(inputs) > 2:
         raise CheckpointError(f"{path} has the inputs {told}: expected an image [N, C, H, W] and at most a noise level")
-    image = images[0]
+    # Of two alike, the one that is not called a level.
+    image = min(images, key=lambda v: (_shape(v)[2:] == [1, 1], names_level(v.name)))
     if other := [v.name for v in inputs if v.type.tensor_type.elem_type != _FLOAT]:
         raise CheckpointError(f"{path}: input {other[0]} is not float32: export the network in float32")
     axes = image.type.tensor_type.shape.dim
@@ -114,7 +118,6 @@ def _inputs(file: Any, path: Path) -> tuple[Any, Any, str]:
             f"{path}: input {image.name} has {axes[1].dim_value or axes[1].dim_param} channels: expected [N, C, H, W] "
             "with C 1 or 3, or 2 or 4 where the last is a map of the noise level"
         )
-    free = not axes[2].dim_value
     for axis, size in zip(
         axes, (1, axes[1].dim_value, axes[2].dim_value or _SIDE, axes[3].dim_value or _SIDE), strict=True
     ):
@@ -133,9 +136,8 @@ def _inputs(file: Any, path: Path) -> tuple[Any, Any, str]:
     for value in file.graph.output:
         for axis in value.type.tensor_type.shape.dim:
             axis.ClearField("dim_param" if axis.dim_param else "dim_value")
-    if free:
-        # Sizes that the exporter noted for free dimensions contradict the fixed ones.
-        del file.graph.value_info[:]
+    # Sizes that the exporter noted for free dimensions contradict the fixed ones.
+    del file.graph.value_info[:]
     return image, level, kind
 
 
@@ -187,6 +189,11 @@ class _Walk:
         elif op == "Mul" and (gated := self._gated(inputs)) is not None:
             result = self.builder.add("hardswish", hint, [gated])
         elif op in _ARITHMETIC:
+            if op == "Div" and inputs[1] in self.constants:
+                # A factor, which integers know.
+                inverse = f"{inputs[1]} inverted"
+                self.constants[inverse] = 1 / self.constants[inputs[1]].astype(np.float64)
+                op, inputs = "Mul", [inputs[0], inverse]
             result = self.builder.add(_ARITHMETIC[op], hint, [self._operand(name) for name in inputs])
         elif op == "LeakyRelu":
             result = self.builder.add("leaky_relu", hint, [self._value(inputs[0])], slope=settings.get("alpha", 0.01))

@@ -6,14 +6,11 @@ are read. A file of fixed size (28x28, as tutorials have it) gives a model of an
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import math
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,8 @@ import numpy as np
 
 from edgekit.errors import CheckpointError, MissingExtraError
 from edgekit.models.graph import IMAGE, LEVEL, GraphModel
-from edgekit.models.importers.builder import Array, Builder, hold_against
+from edgekit.models.importers.builder import Array, Builder, hold_against, names_level
+from edgekit.quiet import quietly
 
 # Height and width that a model of free sizes is read at: a multiple of every stride in use.
 _SIDE = 64
@@ -53,7 +51,7 @@ def load(path: Path) -> GraphModel:
     # Before its first import: nothing but errors from its C++ part.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     first = "tensorflow" not in sys.modules
-    with _quietly():
+    with quietly(descriptors=True):
         try:
             import tensorflow
         except ModuleNotFoundError:
@@ -95,20 +93,6 @@ def _first(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep TensorFlow's notes on its way of building graphs from the user's screen."""
-    level = logging.root.manager.disable
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                yield
-        finally:
-            logging.disable(level)
-
-
 def _function(tensorflow: Any, path: Path) -> tuple[Any, list[tuple[int, ...]], tuple[int, ...]]:
     """The network as one function of fixed sizes with its weights inside, its inputs' shapes, the image's shape."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -138,6 +122,8 @@ def _function(tensorflow: Any, path: Path) -> tuple[Any, list[tuple[int, ...]], 
 def _keras(path: Path) -> tuple[Callable[..., Any], list[Sequence[int | None]]]:
     import keras
 
+    if path.suffix == ".keras" and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is no .keras file, which is a zip: write it with model.save('denoiser.keras')")
     try:
         model = keras.models.load_model(str(path), compile=False)
     except Exception as error:  # zip, HDF5, JSON, unknown layers, code that safe mode refuses
@@ -156,7 +142,8 @@ def _saved(tensorflow: Any, path: Path) -> tuple[Callable[..., Any], list[Sequen
             "model.export(...)"
         ) from error
     given = signature.structured_input_signature[1]
-    names = sorted(given)
+    # The image first, where shapes do not tell.
+    names = sorted(given, key=lambda name: (names_level(name), name))
 
     def call(tensors: Sequence[Any]) -> Any:
         assert loaded  # its variables live as long as it does
@@ -171,6 +158,8 @@ def _told(shapes: Sequence[Sequence[int | None]]) -> str:
 
 def _roles(shapes: Sequence[tuple[int, ...]], path: Path) -> tuple[int, int | None, str]:
     """Which input is the image, which the noise level, and how the level enters."""
+    if any(len(shape) == 4 and shape[3] not in (1, 2, 3, 4) for shape in shapes):
+        raise CheckpointError(f"{path} has inputs of the shapes {_told(shapes)}: expected an image and a noise level")
     images = [i for i, shape in enumerate(shapes) if len(shape) == 4 and shape[3] != 1]
     image = (images or [i for i, shape in enumerate(shapes) if len(shape) == 4])[0]
     others = [i for i in range(len(shapes)) if i != image]
@@ -229,6 +218,10 @@ class _Walk:
         if op in _SIMPLE or op in _CLIPS:
             return self._activation(op, hint, self._value(inputs[0]))
         if op in _ARITHMETIC:
+            if op == "DIV" and inputs[1] in self.constants:
+                # A factor, which integers know; no tensor has a negative number.
+                self.constants[~inputs[1]] = (1 / self.constants[inputs[1]].astype(np.float64)).astype(np.float32)
+                op, inputs = "MUL", [inputs[0], ~inputs[1]]
             return self.builder.add(_ARITHMETIC[op], hint, [self._operand(i) for i in inputs])
         if op == "LEAKY_RELU":
             return self.builder.add("leaky_relu", hint, [self._value(inputs[0])], slope=float(settings.alpha))

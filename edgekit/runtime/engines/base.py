@@ -51,11 +51,13 @@ class EngineOptions:
             engine's default.
         hint: "latency" (one tile at a time, as fast as it goes) or "throughput" (several at once, for folders).
         cache: folder where compiled models are kept for the next time; None keeps none.
+        tile: side of the windows that large images are cut into, which engines of any size prepare for; 0 if unknown.
     """
 
     device: str = ""
     hint: str = "latency"
     cache: Path | None = None
+    tile: int = 0
 
     def refuse(self, engine: str) -> None:
         """Raise for an engine without such choices. Raises: RecipeError."""

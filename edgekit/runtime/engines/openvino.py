@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,8 +26,9 @@ _PRECISION = "f32"
 _CENSUS_SIDE = 128
 _CONVOLUTIONS = ("Convolution", "Deconvolution")
 # A model compiled for one size runs a quarter faster than one that takes any, with the same bits; compiling it takes
-# as long as some ten tiles. So a size gets its own once it came so often, and so many sizes have theirs at a time.
-_OFTEN = 3
+# as long as some ten tiles. The tile itself gets its own at once, another size when it came so often that this would
+# have paid, and no more than so many sizes ever.
+_OFTEN = 40
 _MOST_SIZES = 4
 # Sizes that are counted before the count begins anew.
 _MOST_COUNTED = 1000
@@ -48,6 +49,7 @@ class OpenVINOEngine:
 
         self.device = (options.device or "CPU").upper()
         self.hint = options.hint
+        self._tile = options.tile
         self.threads = threads
         self._path, self._variant = path, variant
         core = openvino.Core()
@@ -72,8 +74,8 @@ class OpenVINOEngine:
                 f"{path.name} cannot be opened by {version} on {self.device}: {tensors.line(error)}; export it again"
             ) from error
         self._seen: Counter[_Shapes] = Counter()
-        self._own: OrderedDict[_Shapes, Any] = OrderedDict()
-        self._requests: dict[int, Any] = {}
+        self._own: dict[_Shapes, Any] = {}
+        self._requests: dict[_Shapes | None, Any] = {}
         self.precision = str(_property(self._compiled, "INFERENCE_PRECISION_HINT", "its own"))
         self.library = f"{version} ({self.device}, {self.hint}, {self.precision})"
         self.kernels = "onednn" if self.device == "CPU" else "unknown"
@@ -102,8 +104,10 @@ class OpenVINOEngine:
         self._check(inputs)
         try:
             compiled = self._for(inputs)
-            request = self._requests.setdefault(id(compiled), None) or compiled.create_infer_request()
-            self._requests[id(compiled)] = request
+            key = None if compiled is self._compiled else _shapes(inputs)
+            if key not in self._requests:
+                self._requests[key] = compiled.create_infer_request()
+            request = self._requests[key]
             request.infer(dict(inputs), share_inputs=True)
         except RuntimeError as error:
             raise EngineError(f"{self._path.name} failed in {self.library}: {tensors.line(error)}") from error
@@ -116,20 +120,26 @@ class OpenVINOEngine:
             return
         import openvino
 
-        first = list(itertools.islice(batches, _OFTEN))
-        if not first:
+        first = next(batches, None)
+        if first is None:
             return
-        self._check(first[0])
-        # The windows of an image have one size.
-        same = sum(_shapes(inputs) == _shapes(first[0]) for inputs in first)
-        compiled = self._for(first[0], same)
-        batches = itertools.chain(first, batches)
+        self._check(first)
+        key, compiled = _shapes(first), self._for(first)
+        batches = itertools.chain([first], batches)
         count = int(_property(compiled, "OPTIMAL_NUMBER_OF_INFER_REQUESTS", 1))
         queue = openvino.AsyncInferQueue(compiled, count)
         started = finished = 0
         try:
             for inputs in batches:
                 self._check(inputs)
+                if compiled is not self._compiled and _shapes(inputs) != key:
+                    # Compiled for another size: what is under way goes first, to keep the order.
+                    while finished < started:
+                        queue[finished % count].wait()
+                        yield self._output(queue[finished % count])
+                        finished += 1
+                    yield self.run(inputs)
+                    continue
                 if started - finished == count:
                     # In order: the oldest is awaited, and its request takes the next batch.
                     queue[finished % count].wait()
@@ -164,21 +174,19 @@ class OpenVINOEngine:
         self._own.clear()
         self._requests.clear()
 
-    def _for(self, inputs: Mapping[str, NDArray[Any]], times: int = 1) -> Any:
-        """The model to run inputs of these sizes with, which come so many times now."""
+    def _for(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
+        """The model to run inputs of these sizes with."""
         key = _shapes(inputs)
-        if key in self._own:
-            self._own.move_to_end(key)
-            return self._own[key]
-        self._seen[key] += times
         # Another device may want its own kind of model.
-        if self.device != "CPU" or self._seen[key] < _OFTEN:
-            return self._compiled
-        if len(self._seen) > _MOST_COUNTED:
+        if key in self._own or self.device != "CPU" or len(self._own) == _MOST_SIZES:
+            return self._own.get(key, self._compiled)
+        if len(self._seen) >= _MOST_COUNTED:
             self._seen.clear()
-        if len(self._own) == _MOST_SIZES:
-            _, oldest = self._own.popitem(last=False)
-            self._requests.pop(id(oldest), None)
+        self._seen[key] += 1
+        # Batches are [N, C, H, W] or [N, H, W, C]; 1 to 4 is no tile's side.
+        tiles = all([side for side in shape[1:] if side > 4] in ([], [self._tile] * 2) for _, shape in key)
+        if not tiles and self._seen[key] < _OFTEN:
+            return self._compiled
         model = self._core.read_model(str(self._path))
         model.reshape({name: list(shape) for name, shape in key})
         self._own[key] = self._core.compile_model(model, self.device, self._settings)

@@ -406,13 +406,13 @@ def refused(told: str) -> Callable[[Callable[[Path], Any]], Callable[[Path], Any
     return note
 
 
-@refused(r"operator Softplus: edgekit has no equal of it. What can be read: add, avg_pool, clip, .*conv_transpose")
+@refused(r"operator Softplus: it cannot be taken over. What can be read: add, avg_pool, clip, .*conv_transpose")
 def an_operator_without_an_equal(path: Path) -> None:
     net = Net()
     net.write(path, net.conv(net.add("Softplus", net.conv("x", 3, 8)), 8, 3))
 
 
-@refused(r"GlobalAveragePool: edgekit has no equal")
+@refused(r"GlobalAveragePool: it sees the whole image at once")
 def attention(path: Path) -> None:
     net = Net()
     x = net.conv("x", 3, 8)
@@ -605,5 +605,5 @@ def test_what_cannot_be_read_is_said(what: str, tmp_path: Path) -> None:
 
 def test_without_onnx_the_error_names_the_pip_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"needs onnxruntime, .*: pip install 'edgekit\[tensorrt-target\]'"):
+    with pytest.raises(MissingExtraError, match=r"needs onnxruntime, .*: pip install 'edgekit\[onnx,onnxruntime\]'"):
         importers.load(tmp_path / "net.onnx")

@@ -291,7 +291,7 @@ def a_weight_that_is_nan(keras: Any, folder: Path) -> Path:
     return saved(net, folder / "net.keras")
 
 
-@refused(r"net\.keras: Keras cannot read it")
+@refused(r"net\.keras is no \.keras file, which is a zip: write it with model\.save")
 def a_damaged_file(keras: Any, folder: Path) -> Path:
     (folder / "net.keras").write_bytes(b"PK not a zip")
     return folder / "net.keras"
