@@ -56,9 +56,7 @@ class OpenVINO(Plain):
     ) -> Lowered:
         """Write NAME.int8 (8-bit NHWC images) and NAME.int8-floatio (with program), NAME.fp16 and NAME.fp32."""
         self.require(precision, program)
-        source = folder / f"{name}.fp32.onnx"
-        onnx_graph.write(model.eval(), model, source)
-        variants = [_save(_read(source), folder, f"{name}.{kind}", kind, model) for kind in ("fp16", "fp32")]
+        variants = _floats(model, folder, name)
         if precision == "int8":
             assert program is not None  # self.require
             integers = folder / f"{name}.int8.onnx"
@@ -89,11 +87,17 @@ class OpenVINO(Plain):
         # As its users bring it: NNCF does not know SpaceToDepth and would leave the convolution behind it in float.
         onnx_graph.write(model.eval(), model, source, tidy=False)
         variant = _save(_nncf(source, model, batches, count), folder, f"{name}.int8-{quantizer}", "int8", model, True)
-        floats = [_save(_read(source), folder, f"{name}.{kind}", kind, model) for kind in ("fp16", "fp32")]
-        return Lowered((variant, *floats), _layers(folder / variant.file, variant, model, tile))
+        return Lowered((variant, *_floats(model, folder, name)), _layers(folder / variant.file, variant, model, tile))
 
 
 TARGET = OpenVINO()
+
+
+def _floats(model: DenoiserModel, folder: Path, name: str) -> list[Variant]:
+    """Write NAME.fp16 and NAME.fp32: the same, whoever makes the integers beside them."""
+    source = folder / f"{name}.fp32.onnx"
+    onnx_graph.write(model.eval(), model, source)
+    return [_save(_read(source), folder, f"{name}.{kind}", kind, model) for kind in ("fp16", "fp32")]
 
 
 def _read(source: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -201,6 +202,21 @@ def test_nncf_is_the_baseline(tiny: Tiny, tmp_path: Path) -> None:
         {"noisy": images(tiny), "sigma": sigma()}
     )
     assert output.dtype == np.uint8
+
+
+def operators(path: Path) -> list[str]:
+    """Kinds of a file's layers in order; their names are numbered anew at each writing."""
+    return [str(layer.get("type")) for layer in ElementTree.parse(path).iter("layer")]
+
+
+def test_a_baseline_leaves_the_bundle_the_float_files_it_had(tiny: Tiny, tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    target = registry.get("openvino")
+    own = target.lower(tiny.model, None, tmp_path, name="tiny", tile=SIDE, precision="fp32")
+    before = {v.file: operators(tmp_path / v.file) for v in own.variants}
+    assert all("SpaceToDepth" in kinds for kinds in before.values())
+    found = target.quantized_by("nncf", tiny.model, tiny.batches, 4, tmp_path, name="tiny", tile=SIDE)
+    assert {v.file: operators(tmp_path / v.file) for v in found.variants[1:]} == before
 
 
 def test_what_the_target_refuses(tiny: Tiny, tmp_path: Path) -> None:
