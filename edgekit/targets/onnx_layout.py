@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
+
+from edgekit.targets.block_order import block_first
 
 # torch.nn.functional.pixel_unshuffle: [N, C, H/b, b, W/b, b] -> [N, C, b, b, H/b, W/b].
 _UNSHUFFLE = [0, 1, 3, 5, 2, 4]
@@ -42,10 +43,7 @@ def _rewrite(graph: Any, transpose: Any) -> None:
     if block is None or not weights:
         return
     for tensor in weights:
-        value = onnx.numpy_helper.to_array(tensor)
-        # ONNX counts the place in the block first, torch the channel.
-        order = np.arange(value.shape[1]).reshape(-1, block * block).T.reshape(-1)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value[:, order]), tensor.name))
+        _reorder(tensor, block, axis=1)
     last = _writer(graph, result)
     place = list(graph.node).index(last)
     node = onnx.helper.make_node("SpaceToDepth", [source], [result], name="space_to_depth", blocksize=block)
@@ -55,7 +53,7 @@ def _rewrite(graph: Any, transpose: Any) -> None:
 
 def _renumber(graph: Any, shuffle: Any) -> None:
     """Let a pixel-shuffle count the place in the block first, which moves whole runs of channels and so is faster."""
-    from onnx import helper, numpy_helper
+    from onnx import helper
 
     value = shuffle.input[0]
     while (writer := _writer(graph, value)) is not None and len(_readers(graph, value)) == 1:
@@ -76,11 +74,17 @@ def _renumber(graph: Any, shuffle: Any) -> None:
         return
     block = _setting(shuffle, "blocksize")
     for tensor in [*stored, *(tensor for tensor in scales if tensor is not None)]:
-        array = numpy_helper.to_array(tensor)
-        order = np.arange(array.shape[0]).reshape(-1, block * block).T.reshape(-1)
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array[order]), tensor.name))
+        _reorder(tensor, block, axis=0)
     shuffle.attribute.remove(next(a for a in shuffle.attribute if a.name == "mode"))
     shuffle.attribute.append(helper.make_attribute("mode", "DCR"))
+
+
+def _reorder(tensor: Any, block: int, axis: int) -> None:
+    """Renumber a stored tensor's channels by the place in the block first."""
+    from onnx import numpy_helper
+
+    value = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(value.take(block_first(value.shape[axis], block), axis), tensor.name))
 
 
 def _scale(graph: Any, name: str) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.targets import tflite_file
+from edgekit.targets.block_order import block_first
 
 _MOVES = ("TRANSPOSE", "RESHAPE")
 _ELEMENTWISE = ("ADD", "SUB", "MUL")
@@ -159,7 +160,7 @@ class _Graph:
         convolution = writer[1]
         if self._shape(int(convolution.inputs[1]))[3] != self._shape(int(convolution.inputs[0]))[3]:
             return False  # grouped: its channels would change groups
-        order = _tflite_order(self._shape(source)[3], block)
+        order = block_first(self._shape(source)[3], block)
         parts = [int(i) for i in convolution.inputs[1:] if int(i) >= 0]
         if not all(self._is_own(index) for index in parts):
             return False
@@ -173,7 +174,7 @@ class _Graph:
         readers = self._readers(result)
         if result in self.outputs or not readers or any(op != "CONV_2D" for op, _ in readers):
             return False
-        order = _tflite_order(self._shape(result)[3], block)
+        order = block_first(self._shape(result)[3], block)
         weights = [int(node.inputs[1]) for _, node in readers]
         # A grouped convolution would take other channels together.
         if not all(self._is_own(i) and self._shape(i)[3] == len(order) for i in weights):
@@ -259,8 +260,3 @@ class _Graph:
 
     def _place(self, node: Any) -> int:
         return next(i for i, (_, other) in enumerate(self.nodes) if other is node)
-
-
-def _tflite_order(deep: int, block: int) -> Array:
-    """For each channel by TFLite's number, torch's: TFLite counts the place in the block first, torch the channel."""
-    return np.arange(deep).reshape(deep // block**2, block * block).T.reshape(-1)

@@ -143,12 +143,6 @@ class Grouped(nn.Module):
         return noisy - F.pixel_shuffle(self.head(F.pixel_unshuffle(noisy, 2)), 2)
 
 
-def test_a_grouped_convolution_keeps_its_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    path = raw(tmp_path / "x.tflite", Grouped(), monkeypatch, blind=True, quantized=False)
-    np.testing.assert_allclose(run(simplified(path)), run(path), atol=2e-6)
-
-
 class Shared(nn.Module):
     """What lies between the convolution and the shuffle is read by others, too."""
 
@@ -161,7 +155,10 @@ class Shared(nn.Module):
         return noisy - F.pixel_shuffle(x, 2) - F.pixel_shuffle(self.tail(F.relu(x)), 2)
 
 
-def test_channels_that_others_read_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("network", [Grouped, Shared])
+def test_channels_that_cannot_be_renumbered_keep_their_order(
+    network: type[nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    path = raw(tmp_path / "x.tflite", Shared(), monkeypatch, blind=True, quantized=False)
+    path = raw(tmp_path / "x.tflite", network(), monkeypatch, blind=True, quantized=False)
     np.testing.assert_allclose(run(simplified(path)), run(path), atol=2e-6)

@@ -130,27 +130,23 @@ class OpenVINOEngine:
         queue = openvino.AsyncInferQueue(compiled, count)
         started = finished = 0
         try:
-            for inputs in batches:
-                self._check(inputs)
-                if compiled is not self._compiled and _shapes(inputs) != key:
-                    # Compiled for another size: what is under way goes first, to keep the order.
-                    while finished < started:
-                        queue[finished % count].wait()
-                        yield self._output(queue[finished % count])
-                        finished += 1
-                    yield self.run(inputs)
-                    continue
-                if started - finished == count:
-                    # In order: the oldest is awaited, and its request takes the next batch.
+            # Behind the last batch, as in front of one of another size, all that is under way goes first.
+            for inputs in itertools.chain(batches, [None]):
+                if inputs is not None:
+                    self._check(inputs)
+                fits = inputs is not None and (compiled is self._compiled or _shapes(inputs) == key)
+                # In order: the oldest is awaited, and its request takes the next batch.
+                while started - finished > (count - 1 if fits else 0):
                     queue[finished % count].wait()
                     yield self._output(queue[finished % count])
                     finished += 1
-                queue[started % count].start_async(dict(inputs))
-                started += 1
-            while finished < started:
-                queue[finished % count].wait()
-                yield self._output(queue[finished % count])
-                finished += 1
+                if inputs is None:
+                    break
+                if fits:
+                    queue[started % count].start_async(dict(inputs))
+                    started += 1
+                else:
+                    yield self.run(inputs)
         except RuntimeError as error:
             raise EngineError(f"{self._path.name} failed in {self.library}: {tensors.line(error)}") from error
         finally:
