@@ -90,18 +90,18 @@ def _row(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         bundle = stack.enter_context(reader.read(path))
         denoiser = stack.enter_context(Denoiser.from_bundle(bundle, None, options.threads))
         specs = {spec.role: spec for spec in denoiser.variant.inputs}
-        rows, columns = denoiser._window(HEIGHT, WIDTH)
         photo, tile = _photo(), denoiser.tile
+        fit = denoiser.engine.any_size
+        cut = list(tiling.tiles(HEIGHT, WIDTH, tile, denoiser.halo, denoiser.stride, fit=fit))
         feed = {specs["image"].name: pixels.encode(photo[:tile, :tile], specs["image"])}
         if "sigma" in specs:
             feed[specs["sigma"].name] = pixels.encode_sigma(SIGMA, specs["sigma"])
         # A tile takes milliseconds: many runs of it for one of the image.
         runs = [lambda: [denoiser.engine.run(feed) for _ in range(10)], lambda: denoiser(photo, sigma=SIGMA)]
         tiles, image = in_turns(runs, options.rounds, math.inf, warm_up=1)
-        count = len(list(tiling.tiles(HEIGHT, WIDTH, (rows, columns), denoiser.halo, denoiser.stride)))
         per_pixel = float(tiles.min()) / 10 / tile**2
         halo = (tile / (tile - 2 * denoiser.halo)) ** 2
-        windows = count * rows * columns / (HEIGHT * WIDTH)
+        windows = sum(row.size * column.size for row, column in cut) / (HEIGHT * WIDTH)
         spent = float(image.min()) / (per_pixel * HEIGHT * WIDTH)
         library = denoiser.engine.library
     command = [sys.executable, "-m", "benchmarks.large", "--memory-of", str(path), "--threads", str(options.threads)]
@@ -111,8 +111,7 @@ def _row(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "library": library,
         "tile": tile,
         "halo": denoiser.halo,
-        "window": [rows, columns],
-        "windows": count,
+        "windows": len(cut),
         "image_ms": round(1e3 * float(image.min()), 1),
         "tile_ms": round(1e2 * float(tiles.min()), 3),
         "ms_per_megapixel": round(1e9 * float(image.min()) / (HEIGHT * WIDTH), 2),

@@ -256,14 +256,9 @@ class Denoiser:
                     yield parts[0] if count == 1 else np.concatenate(parts, axis=2)
                     parts = []
 
-        return tiling.run_mapped(shown, mapper, tile=self._window(*shown.shape[:2]), halo=self.halo, stride=self.stride)
-
-    def _window(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the windows: the tile, or less where the engine takes any size and less does."""
-        if not self.engine.any_size:
-            return self.tile, self.tile
-        rows, columns = (tiling.fitted(side, self.tile, self.halo, self.stride) for side in (height, width))
-        return rows, columns
+        # Where the engine takes any size, no more is computed at the lower and right border than must be.
+        fit = self.engine.any_size
+        return tiling.run_mapped(shown, mapper, tile=self.tile, halo=self.halo, stride=self.stride, fit=fit)
 
 
 def open(

@@ -26,11 +26,13 @@ class Span:
     Attributes:
         origin: where the window begins, a multiple of the stride; negative when it begins in the mirrored border.
         start, stop: the part of the result that is taken from this window.
+        size: the window's extent, a multiple of the stride.
     """
 
     origin: int
     start: int
     stop: int
+    size: int
 
 
 def step(tile: int, halo: int, stride: int) -> int:
@@ -46,22 +48,32 @@ def step(tile: int, halo: int, stride: int) -> int:
         raise ShapeError(f"tile is {tile}: expected a multiple of the stride {stride}")
     distance = (tile - 2 * halo) // stride * stride
     if distance < 1:
-        least = -(-(2 * halo + stride) // stride) * stride
+        least = _up(2 * halo + stride, stride)
         raise ShapeError(f"tile is {tile}: a halo of {halo} and a stride of {stride} need a tile of at least {least}")
     return distance
 
 
-def spans(size: int, tile: int, halo: int, stride: int) -> list[Span]:
-    """The fewest windows of `tile` pixels that cover an axis of `size` pixels. Arguments and errors as in `step`."""
+def spans(size: int, tile: int, halo: int, stride: int, *, fit: bool = False) -> list[Span]:
+    """The fewest windows that cover an axis of `size` pixels. Arguments and errors as in `step`.
+
+    Args:
+        fit: make the last window, or the only one, no larger than it must be: for engines that take any size. The
+            others are `tile` pixels, which an engine may have prepared its model for.
+    """
     distance = step(tile, halo, stride)
     # Rounds down: the border on the left is the halo rounded up to the stride.
     origin, start = -halo // stride * stride, 0
     found = []
     while start < size:
         stop = min(size, origin + tile - halo)
-        found.append(Span(origin, start, stop))
+        extent = _up(stop + halo - origin, stride) if fit and stop == size else tile
+        found.append(Span(origin, start, stop, extent))
         origin, start = origin + distance, stop
     return found
+
+
+def _up(size: int, stride: int) -> int:
+    return -(-size // stride) * stride
 
 
 def window(image: NDArray[Any], top: int, left: int, height: int, width: int) -> NDArray[Any]:
@@ -96,23 +108,12 @@ def _mirror(start: int, count: int, size: int) -> NDArray[np.intp]:
     return np.where(index < size, index, period - index)
 
 
-def fitted(size: int, tile: int, halo: int, stride: int) -> int:
-    """The smallest window that covers an axis alone, or the tile. Arguments and errors as in `step`.
-
-    Windows of an axis that needs several are all tiles: an engine may have compiled its model for that size.
-    """
-    if len(spans(size, tile, halo, stride)) > 1:
-        return tile
-    border = -(-halo // stride) * stride
-    least = -(-(2 * halo + stride) // stride) * stride
-    return min(tile, max(least, border + -(-(size + halo) // stride) * stride))
-
-
-def tiles(height: int, width: int, tile: int | tuple[int, int], halo: int, stride: int) -> Iterator[tuple[Span, Span]]:
-    """The tiles of an image, row by row: a span along H and one along W. Arguments and errors as in `step`."""
-    rows, across = (tile, tile) if isinstance(tile, int) else tile
-    columns = spans(width, across, halo, stride)
-    for row in spans(height, rows, halo, stride):
+def tiles(
+    height: int, width: int, tile: int, halo: int, stride: int, *, fit: bool = False
+) -> Iterator[tuple[Span, Span]]:
+    """The tiles of an image, row by row: a span along H and one along W. Arguments and errors as in `spans`."""
+    columns = spans(width, tile, halo, stride, fit=fit)
+    for row in spans(height, tile, halo, stride, fit=fit):
         for column in columns:
             yield row, column
 
@@ -145,21 +146,21 @@ def run_mapped(
     image: NDArray[Any],
     mapper: Callable[[Iterator[NDArray[Any]]], Iterator[NDArray[Any]]],
     *,
-    tile: int | tuple[int, int],
+    tile: int,
     halo: int,
     stride: int,
+    fit: bool = False,
 ) -> NDArray[Any]:
     """As `run_tiled`, for a function that takes the stream of windows: it may work on several of them at once.
 
     Args:
-        mapper: takes windows [tile, tile, C], yields one output of that size for each, in their order. Memory holds as
-            many windows as it takes before it yields.
-        tile: side of the window, or its height and width.
+        mapper: takes windows [tile, tile, C], yields one output of the window's size for each, in their order. Memory
+            holds as many windows as it takes before it yields.
+        fit: windows at the lower and right border are no larger than they must be, in multiples of the stride.
     """
-    rows, columns = (tile, tile) if isinstance(tile, int) else tile
     result = np.empty_like(image, order="C", subok=False)
-    places = list(tiles(image.shape[0], image.shape[1], tile, halo, stride))
-    windows = (window(image, row.origin, column.origin, rows, columns) for row, column in places)
+    places = list(tiles(image.shape[0], image.shape[1], tile, halo, stride, fit=fit))
+    windows = (window(image, row.origin, column.origin, row.size, column.size) for row, column in places)
     for (row, column), output in zip(places, mapper(windows), strict=True):
         result[row.start : row.stop, column.start : column.stop] = output[
             row.start - row.origin : row.stop - row.origin, column.start - column.origin : column.stop - column.origin

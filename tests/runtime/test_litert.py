@@ -184,7 +184,12 @@ def test_a_corrupt_file(tiny: Stand, tmp_path: Path, damage: str) -> None:
     ("change", "message"),
     [
         ({"image": np.zeros((1, 32, 32, 3), np.uint8)}, r"input 'image' .* was given uint8 .*: expected int8"),
-        ({"image": np.zeros((1, 16, 32, 3), np.int8)}, r"\[1, 16, 32, 3\]: expected int8 \[1, 32, 32, 3\]"),
+        (
+            {"image": np.zeros((2, 32, 32, 3), np.int8)},
+            r"\[2, 32, 32, 3\]: expected int8 \[1, 32, 32, 3\], or another height and width",
+        ),
+        ({"image": np.zeros((1, 32, 32, 1), np.int8)}, r"\[1, 32, 32, 1\]: expected int8 \[1, 32, 32, 3\]"),
+        ({"image": np.zeros((1, 30, 32, 3), np.int8)}, r"tiny\.int8\.tflite failed in ai-edge-litert"),
         ({"other": np.zeros(1, np.int8)}, r"the inputs \['image', 'other', 'sigma'\]: expected \['image', 'sigma'\]"),
     ],
 )
@@ -192,6 +197,46 @@ def test_inputs_that_do_not_fit(tiny: Stand, change: dict[str, Any], message: st
     engine = litert.open(*variant(tiny), threads=1)
     with pytest.raises(EngineError, match=message):
         engine.run({**feed(), **change})
+
+
+@pytest.mark.parametrize("name", ["int8", "int8-uint8io", "fp32"])
+def test_other_sizes_give_the_same_bits(tiny: Stand, name: str) -> None:
+    path, found = variant(tiny, name)
+    engine = litert.open(path, found, threads=1)
+    spec = found.inputs[0]
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (1, 32, 32, 3)).astype(np.uint8)
+    pixels = {"int8": images.view(np.int8), "uint8": images, "float32": np.float32(images / 255)}[spec.dtype]
+    level = np.full((1,), 100, found.inputs[1].dtype)
+    whole = engine.run({"image": pixels, "sigma": level})
+    assert engine.any_size
+    # More sizes than are kept, and each of them twice.
+    for height, width in [(20, 32), (24, 16), (16, 28), (32, 24), (20, 20), (20, 32)]:
+        part = engine.run({"image": pixels[:, :height, :width], "sigma": level})
+        assert part.shape == (1, height, width, 3)
+        np.testing.assert_array_equal(part[:, : height - 7, : width - 7], whole[:, : height - 7, : width - 7])
+    assert len(engine._others) == 3
+    np.testing.assert_array_equal(engine.run({"image": pixels, "sigma": level}), whole)
+
+
+def test_a_file_with_a_size_of_its_own_takes_no_other(tmp_path: Path, tiny: Stand) -> None:
+    from tiny_tflite import _Graph
+
+    _, found = variant(tiny, "fp32")
+    image, clean = (dataclasses.replace(s, shape=(1, 32, 32, 3)) for s in (found.inputs[0], found.outputs[0]))
+    graph = _Graph()
+    source, flat, result = (graph.tensor(n, (1, 32, 32, 3), "float32") for n in (image.name, "flat", clean.name))
+    shape = graph.tensor("shape", (4,), "int32", data=np.array([1, 32, 32, 3], np.int32))
+    graph.operator("RESHAPE", [source, shape], [flat], newShape=[1, 32, 32, 3])
+    graph.operator("RESHAPE", [flat, shape], [result], newShape=[1, 32, 32, 3])
+    graph.write(tmp_path / "fixed.tflite", [source], [result])
+    fixed = dataclasses.replace(found, inputs=(image,), outputs=(clean,))
+    engine = litert.open(tmp_path / "fixed.tflite", fixed, threads=1)
+    assert not engine.any_size
+    pixels = np.random.default_rng(0).random((1, 32, 32, 3), np.float32)
+    np.testing.assert_array_equal(engine.run({image.name: pixels}), pixels)
+    with pytest.raises(EngineError, match=r"\[1, 16, 32, 3\]: expected float32 \[1, 32, 32, 3\]$"):
+        engine.run({image.name: pixels[:, :16]})
 
 
 def test_closed(tiny: Stand) -> None:

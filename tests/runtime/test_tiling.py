@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekit.errors import ShapeError
-from edgekit.runtime.tiling import fitted, run_tiled, spans, step, window
+from edgekit.runtime.tiling import run_mapped, run_tiled, spans, step, window
 
 
 def median(image: NDArray[Any], radius: int) -> NDArray[Any]:
@@ -163,15 +163,29 @@ def test_memory_is_bounded_by_the_tile() -> None:
     halo=st.integers(0, 40),
     cells=st.integers(1, 60),
 )
-def test_a_fitted_window_is_the_smallest_for_one_and_the_tile_for_more(
+def test_fitted_windows_are_tiles_but_the_last_which_is_the_smallest(
     size: int, stride: int, halo: int, cells: int
 ) -> None:
-    least = -(-(2 * halo + stride) // stride) * stride
-    tile = least + cells * stride
-    side = fitted(size, tile, halo, stride)
-    if len(spans(size, tile, halo, stride)) > 1:
-        assert side == tile
-    else:
-        assert len(spans(size, side, halo, stride)) == 1
-        assert side <= tile
-        assert side == least or len(spans(size, side - stride, halo, stride)) > 1
+    tile = -(-(2 * halo + stride) // stride) * stride + cells * stride
+    *others, last = spans(size, tile, halo, stride, fit=True)
+    assert [(s.origin, s.start, s.stop) for s in (*others, last)] == [
+        (s.origin, s.start, s.stop) for s in spans(size, tile, halo, stride)
+    ]
+    assert all(s.size == tile for s in others)
+    assert last.size <= tile
+    assert last.size % stride == 0
+    assert last.size - stride < last.stop + halo - last.origin <= last.size
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 90), width=st.integers(1, 90), radius=st.integers(0, 3), stride=st.sampled_from([2, 4]))
+def test_fitted_windows_give_what_tiles_do(height: int, width: int, radius: int, stride: int) -> None:
+    halo = stride * radius + stride - 1
+    image = noise(height, width, 1, seed=height)
+    tile = -(-(2 * halo + stride) // stride) * stride + 3 * stride
+
+    def mapper(windows: Any) -> Any:
+        return (cells(window, radius, stride) for window in windows)
+
+    fitted = run_mapped(image, mapper, tile=tile, halo=halo, stride=stride, fit=True)
+    np.testing.assert_array_equal(fitted, whole(image, lambda x: cells(x, radius, stride), halo, stride))

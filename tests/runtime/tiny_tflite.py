@@ -67,7 +67,7 @@ class _Graph:
     def operator(self, kind: str, inputs: list[int], outputs: list[int], **options: Any) -> None:
         code = tfl.OperatorCodeT()
         code.builtinCode = code.deprecatedBuiltinCode = getattr(tfl.BuiltinOperator, kind)
-        code.version = {"DEPTH_TO_SPACE": 1, "QUANTIZE": 1}.get(kind, 2)
+        code.version = {"DEPTH_TO_SPACE": 1, "QUANTIZE": 1, "RESHAPE": 1}.get(kind, 2)
         self.model.operatorCodes.append(code)
         names = {"CONV_2D": "Conv2D", "DEPTH_TO_SPACE": "DepthToSpace"}
         stem = names.get(kind, kind.title()) + "Options"

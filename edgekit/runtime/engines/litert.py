@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import math
@@ -41,31 +42,28 @@ _MOVES = {
     "SPACE_TO_DEPTH",
     "DEPTH_TO_SPACE",
 }
+# Interpreters kept beside the file's own, one an input size: an image is cut into tiles and at most three other sizes.
+_MOST_SIZES = 3
 # Operators with multiply-accumulates.
 PRODUCTS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "CONV_3D", "BATCH_MATMUL"}
 
 
 class LiteRTEngine:
-    """A .tflite file in an interpreter."""
+    """A .tflite file in an interpreter, and in a few more for images of other sizes than the file's."""
 
     name = NAME
-    any_size = False
     has_portable = True
     counts_file = True
 
     def __init__(
         self, path: Path, variant: Variant, threads: int, factory: Any, library: str, *, portable: bool = False
     ) -> None:
-        options = _portable(factory, library) if portable else {}
         self.library = library
         self.threads = threads
         self._path = path
+        self._factory, self._options = factory, _portable(factory, library) if portable else {}
         try:
-            with warnings.catch_warnings(), without_lines("INFO: Created TensorFlow Lite XNNPACK delegate"):
-                # tensorflow announces here that its interpreter moved to LiteRT.
-                warnings.simplefilter("ignore")
-                self._interpreter = factory(model_path=str(path), num_threads=threads, **options)
-                self._interpreter.allocate_tensors()
+            self._interpreter = self._load()
         except (ValueError, RuntimeError, OSError) as error:
             raise EngineError(f"{path.name} cannot be opened by {library}: {line(error)}; export it again") from error
         signature = _signature(self._interpreter)
@@ -76,8 +74,26 @@ class LiteRTEngine:
             path, "output", variant.outputs, self._interpreter.get_output_details(), signature.get("outputs", {})
         )
         self._output = next(iter(outputs.values()))
+        self._others: dict[tuple[int, ...], Any] = {}
         self.operators, self.kernels = _census(self._interpreter)
         self.macs = _macs(self._interpreter)
+
+    @functools.cached_property
+    def any_size(self) -> bool:
+        """Whether the interpreter can be given another height and width than the file's.
+
+        It can where no operator has a size of its own: an export by edgekit that came without reshapes of images.
+        """
+        shape = self._image_shape()
+        if shape is None or self._interpreter is None:
+            return False
+        # Twice the width is a multiple of whatever the width is one of.
+        wide = (*shape[:2], 2 * shape[2], shape[3])
+        try:
+            found = self._sized(wide).get_output_details()[0]["shape"]
+        except (ValueError, RuntimeError):
+            return False
+        return [int(n) for n in found] == list(wide)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if self._interpreter is None:
@@ -88,21 +104,60 @@ class LiteRTEngine:
             )
         for name, array in inputs.items():
             detail = self._inputs[name]
-            if array.dtype != detail["dtype"] or array.shape != tuple(detail["shape"]):
+            shape = tuple(int(n) for n in detail["shape"])
+            free = len(shape) == 4 and array.ndim == 4 and array.shape[::3] == shape[::3] and self.any_size
+            if array.dtype != detail["dtype"] or (array.shape != shape and not free):
                 raise EngineError(
                     f"input {name!r} of {self._path.name} was given {array.dtype} {list(array.shape)}: "
-                    f"expected {np.dtype(detail['dtype'])} {[int(n) for n in detail['shape']]}"
+                    f"expected {np.dtype(detail['dtype'])} {list(shape)}"
+                    f"{', or another height and width' if len(shape) == 4 and self.any_size else ''}"
                 )
-            self._interpreter.set_tensor(detail["index"], array)
         try:
-            self._interpreter.invoke()
+            interpreter = self._interpreter_for(inputs)
+            for name, array in inputs.items():
+                interpreter.set_tensor(self._inputs[name]["index"], array)
+            interpreter.invoke()
         except (ValueError, RuntimeError) as error:
             raise EngineError(f"{self._path.name} failed in {self.library}: {line(error)}") from error
-        output: NDArray[Any] = self._interpreter.get_tensor(self._output["index"])
+        output: NDArray[Any] = interpreter.get_tensor(self._output["index"])
         return output
 
     def close(self) -> None:
         self._interpreter = None
+        self._others.clear()
+
+    def _load(self, image: tuple[int, ...] | None = None) -> Any:
+        """An interpreter that is ready to run, for images [N, H, W, C] of another size if one is given."""
+        with warnings.catch_warnings(), without_lines("INFO: Created TensorFlow Lite XNNPACK delegate"):
+            # tensorflow announces here that its interpreter moved to LiteRT.
+            warnings.simplefilter("ignore")
+            interpreter = self._factory(model_path=str(self._path), num_threads=self.threads, **self._options)
+            if image is not None:
+                detail = next(d for d in self._inputs.values() if len(d["shape"]) == 4)
+                interpreter.resize_tensor_input(detail["index"], list(image))
+            interpreter.allocate_tensors()
+        return interpreter
+
+    def _image_shape(self) -> tuple[int, ...] | None:
+        """[N, H, W, C] of the one input that is an image; None if there is none, or more."""
+        found = [tuple(int(n) for n in d["shape"]) for d in self._inputs.values() if len(d["shape"]) == 4]
+        return found[0] if len(found) == 1 else None
+
+    def _interpreter_for(self, inputs: Mapping[str, NDArray[Any]]) -> Any:
+        """The interpreter to run inputs of these sizes in."""
+        shape = next((array.shape for array in inputs.values() if array.ndim == 4), None)
+        return self._interpreter if shape in (None, self._image_shape()) else self._sized(shape)
+
+    def _sized(self, shape: tuple[int, ...]) -> Any:
+        """An interpreter for images [N, H, W, C] of another size, the latest few of which are kept.
+
+        Setting one up takes milliseconds; the weights are the file's pages in memory, which all of them share.
+        """
+        interpreter = self._others.pop(shape, None) or self._load(shape)
+        while len(self._others) >= _MOST_SIZES:
+            del self._others[next(iter(self._others))]
+        self._others[shape] = interpreter
+        return interpreter
 
 
 def open(  # noqa: D103 - see base.EngineModule
