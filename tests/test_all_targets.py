@@ -180,8 +180,6 @@ def test_what_is_refused_before_it_runs(source: Path, tmp_path: Path) -> None:
         RecipeError, match="quantizer 'nncf': target tflite takes edgekit; nncf is for --target openvino"
     ):
         pipeline.compress(recipe(source, target="tflite", quantizer="nncf"), out=tmp_path)
-    with pytest.raises(RecipeError, match="precision 'fp16': target tensorrt exports int8, fp32"):
-        pipeline.compress(recipe(source, precision="fp16"), out=tmp_path)
     with pytest.raises(RecipeError, match="target is 'all': compress gives one bundle; call compress_all"):
         edgekit.compress(target="all", out=tmp_path)
     (tmp_path / "dsunet-s-tflite.edgekit").mkdir()

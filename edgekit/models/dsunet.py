@@ -9,8 +9,22 @@ from edgekit.models.unet_core import ShuffledUNet
 
 @register(
     {
-        "dsunet-n": {"widths": [16, 32], "encoder": [[]], "middle": [64] * 5, "decoder": [[32]]},
-        "dsunet-s": {"widths": [32, 56], "encoder": [[]], "middle": [112] * 6, "decoder": [[64]]},
+        "dsunet-n": {
+            "widths": [16, 32],
+            "encoder": [[]],
+            "middle": [80] * 4,
+            "decoder": [[]],
+            "finish": [48],
+            "sigma_level": 1,
+        },
+        "dsunet-s": {
+            "widths": [32, 56],
+            "encoder": [[]],
+            "middle": [160] * 4,
+            "decoder": [[]],
+            "finish": [80],
+            "sigma_level": 1,
+        },
         "dsunet-m": {"widths": [48, 80], "encoder": [[96]], "middle": [160] * 6, "decoder": [[96]]},
         "dsunet-l": {
             "widths": [48, 96, 192],

@@ -10,20 +10,24 @@ from torch import Tensor, nn
 
 from edgekit.errors import ShapeError
 from edgekit.models.base import DenoiserModel
+from edgekit.models.blocks import PointwiseBlock
 
 
 class ShuffledUNet(DenoiserModel):
     """U-Net at half resolution and lower: add skips, pixel-shuffle upsampling, residual output.
 
-    The output is `noisy - r(noisy, sigma)`. Sigma enters as a bias per channel after the first convolution - a 1x1
-    convolution of the map - so that a scalar and a constant map are the same function, a static INT8 graph holds no
-    broadcast of a plane, and thresholds can grow in proportion to the noise.
+    The output is `noisy - r(noisy, sigma)`. Sigma enters as a bias per channel after a convolution - a 1x1 convolution
+    of the map - so that a scalar and a constant map are the same function, a static INT8 graph holds no broadcast of a
+    plane, and thresholds can grow in proportion to the noise.
 
     Args:
         channels: 1 or 3.
         widths: channels of the residual stream, one number a level; level i works at 1/2**(i+1) of the resolution.
         encoder, decoder: hidden widths of the blocks of each level but the deepest, finest level first.
         middle: hidden widths of the blocks of the deepest level.
+        finish: hidden widths of pointwise blocks in front of the last convolution, which sees the neighbours itself.
+        sigma_level: the level that sigma enters at: 0 behind the first convolution, 1 behind the first step down. There
+            INT8 rounds the first convolution's output once instead of twice, and the addition is half the size.
     """
 
     block: type[nn.Module]
@@ -35,6 +39,8 @@ class ShuffledUNet(DenoiserModel):
         encoder: Sequence[Sequence[int]],
         middle: Sequence[int],
         decoder: Sequence[Sequence[int]],
+        finish: Sequence[int] = (),
+        sigma_level: int = 0,
         channels: int = 3,
     ) -> None:
         super().__init__()
@@ -45,15 +51,19 @@ class ShuffledUNet(DenoiserModel):
                 f"{len(widths)} widths, {len(encoder)} encoder levels, {len(decoder)} decoder levels: "
                 f"expected {len(widths) - 1} of each for {len(widths)} widths"
             )
+        if not 0 <= sigma_level < len(widths):
+            raise ShapeError(f"sigma_level is {sigma_level}: there are levels 0 to {len(widths) - 1}")
         self.channels = channels
+        self.sigma_level = sigma_level
         self.stride = 2 ** len(widths)
         self.head = nn.Conv2d(4 * channels, widths[0], 3, padding=1)
-        self.sigma_bias = nn.Conv2d(1, widths[0], 1, bias=False)
+        self.sigma_bias = nn.Conv2d(1, widths[sigma_level], 1, bias=False)
         self.encoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, encoder, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
         self.middle = self._blocks(widths[-1], middle)
         self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.decoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, decoder, strict=False))
+        self.finish = nn.Sequential(*(PointwiseBlock(widths[0], h) for h in finish))
         self.tail = nn.Conv2d(widths[0], 4 * channels, 3, padding=1)
 
     @classmethod
@@ -61,18 +71,21 @@ class ShuffledUNet(DenoiserModel):
         return nn.Sequential(*(cls.block(width, h) for h in hidden))
 
     def _run(self, noisy: Tensor, sigma: Tensor) -> Tensor:
-        # A map is averaged over each 2x2 cell: the cell is one position of the first convolution.
-        level = F.avg_pool2d(sigma, 2) if sigma.shape[-1] > 1 else sigma
-        x = self.head(F.pixel_unshuffle(noisy, 2)) + self.sigma_bias(level)
+        # A map is averaged over each cell of pixels that is one position of the level.
+        level = F.avg_pool2d(sigma, 2 ** (self.sigma_level + 1)) if sigma.shape[-1] > 1 else sigma
+        bias = self.sigma_bias(level)
+        x = self.head(F.pixel_unshuffle(noisy, 2))
+        x = x + bias if self.sigma_level == 0 else x
         skips: list[Tensor] = []
-        for blocks, down in zip(self.encoder, self.down, strict=True):
+        for number, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True), 1):
             x = blocks(x)
             skips.append(x)
             x = down(x)
+            x = x + bias if self.sigma_level == number else x
         x = self.middle(x)
         for blocks, up in zip(reversed(list(self.decoder)), reversed(list(self.up)), strict=True):
             x = blocks(skips.pop() + F.pixel_shuffle(up(x), 2))
-        return noisy - F.pixel_shuffle(self.tail(x), 2)
+        return noisy - F.pixel_shuffle(self.tail(self.finish(x)), 2)
 
     @property
     def halo(self) -> int:
@@ -99,4 +112,6 @@ class ShuffledUNet(DenoiserModel):
             "encoder": [hidden(b) for b in self.encoder],
             "middle": hidden(self.middle),
             "decoder": [hidden(b) for b in self.decoder],
+            "finish": hidden(self.finish),
+            "sigma_level": self.sigma_level,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,22 @@ class _Blind(nn.Module):
 
     def forward(self, noisy: Tensor) -> Tensor:
         clean: Tensor = self.model(noisy, noisy.new_zeros(noisy.shape[0]))
+        return clean
+
+
+class Half(nn.Module):
+    """A model that computes in float16 between float32 images: a file of it is FP16 for whoever believes the file.
+
+    Args:
+        model: the float model; it is not touched.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model).eval().half()
+
+    def forward(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        clean: Tensor = self.model(noisy.half(), sigma.half()).float()
         return clean
 
 
@@ -82,7 +99,8 @@ def write(module: nn.Module, model: DenoiserModel, path: Path, *, tidy: bool = T
 
 
 def layers(path: Path, model: DenoiserModel, side: int) -> tuple[LayerReport, ...]:
-    """Report every convolution of a graph: int8 where its input and weight come through DequantizeLinear.
+    """Report every convolution of a graph: int8 where its input and weight come through DequantizeLinear, else its
+    weight's type.
 
     Args:
         path: the .onnx file.
@@ -96,10 +114,12 @@ def layers(path: Path, model: DenoiserModel, side: int) -> tuple[LayerReport, ..
     made = {name: node for node in graph.node for name in node.output}
     nodes = [node for node in graph.node if node.op_type in _CONVOLUTIONS]
     _same(path, [node.name for node in nodes], [name for name, _ in layer_macs(model, side)])
+    halves = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT16}
     found = []
     for node, (name, macs) in zip(nodes, layer_macs(model, side), strict=True):
+        float_type = "float16" if node.input[1] in halves else "float32"
         both = all(tensor in made and made[tensor].op_type == "DequantizeLinear" for tensor in node.input[:2])
-        found.append(LayerReport(name, node.op_type, macs, "int8" if both else "float32", delegated=False))
+        found.append(LayerReport(name, node.op_type, macs, "int8" if both else float_type, delegated=False))
     return tuple(found)
 
 

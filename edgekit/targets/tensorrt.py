@@ -27,7 +27,7 @@ class TensorRT(Plain):
     name = "tensorrt"
     extra = "tensorrt-target"
     engine = onnxruntime.NAME
-    precisions = ("int8", "fp32")
+    precisions = ("int8", "fp16", "fp32")
     libraries = ("onnx", "onnxscript", "onnxruntime")
 
     def scheme(self) -> Scheme:
@@ -54,10 +54,14 @@ class TensorRT(Plain):
         tile: int,
         precision: str,
     ) -> Lowered:
-        """Write NAME.int8.onnx (with program) and NAME.fp32.onnx, each for ONNX Runtime and for TensorRT."""
+        """Write NAME.int8.onnx (with program), .fp16.onnx and .fp32.onnx, each for ONNX Runtime and for TensorRT.
+
+        TensorRT 11 takes every type from the file, so that FP16 is a file of its own; up to 10 it is a flag.
+        """
         self.require(precision, program)
-        files = {"fp32": folder / f"{name}.fp32.onnx"}
+        files = {kind: folder / f"{name}.{kind}.onnx" for kind in ("fp32", "fp16")}
         onnx_graph.write(model.eval(), model, files["fp32"])
+        onnx_graph.write(onnx_graph.Half(model), model, files["fp16"])
         if precision == "int8":
             assert program is not None  # self.require
             files["int8"] = folder / f"{name}.int8.onnx"

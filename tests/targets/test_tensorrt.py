@@ -65,8 +65,10 @@ def test_each_file_is_there_for_both_engines(lowered: Lowered) -> None:
     assert told == [
         ("int8", "tiny.int8.onnx", "onnxruntime", "TensorRT"),
         ("fp32", "tiny.fp32.onnx", "onnxruntime", "TensorRT"),
+        ("fp16", "tiny.fp16.onnx", "onnxruntime", "TensorRT"),
         ("int8-tensorrt", "tiny.int8.onnx", "tensorrt", ""),
         ("fp32-tensorrt", "tiny.fp32.onnx", "tensorrt", ""),
+        ("fp16-tensorrt", "tiny.fp16.onnx", "tensorrt", ""),
     ]
 
 
@@ -142,10 +144,27 @@ def test_any_size_and_batch(lowered: Lowered, folder: Path) -> None:
         np.testing.assert_allclose(together[k], alone[0], atol=1e-5)
 
 
+def test_the_fp16_file_computes_in_fp16(lowered: Lowered, tiny: Tiny, folder: Path) -> None:
+    graph = Graph(folder / "tiny.fp16.onnx")
+    for node in graph.of("Conv"):
+        assert {graph.values[name].dtype for name in node.input[1:]} == {np.dtype(np.float16)}
+    fed = {"noisy": tiny.noisy.numpy(), "sigma": tiny.sigma.numpy()}
+    half, full = (open_engine(v, folder / v.file, 1).run(fed) for v in lowered.variants if v.name in ("fp16", "fp32"))
+    assert half.dtype == np.float32
+    # The step of float16 near 1, where these values are; and not the FP32 file under another name.
+    assert 0 < np.abs(half - full).mean() < 1e-3
+
+
+def test_fp16_alone(tiny: Tiny, tmp_path: Path) -> None:
+    lowered = registry.get("tensorrt").lower(tiny.model, None, tmp_path, name="tiny", tile=SIDE, precision="fp16")
+    assert lowered.variants[0].name == "fp16"
+    assert {layer.dtype for layer in lowered.layers} == {"float16"}
+
+
 def test_what_it_refuses(tiny: Tiny, tmp_path: Path) -> None:
     target = registry.get("tensorrt")
-    with pytest.raises(ExportError, match="precision 'fp16': tensorrt exports int8, fp32"):
-        target.lower(tiny.model, None, tmp_path, name="tiny", tile=SIDE, precision="fp16")
+    with pytest.raises(ExportError, match="precision 'int4': tensorrt exports int8, fp16, fp32"):
+        target.lower(tiny.model, None, tmp_path, name="tiny", tile=SIDE, precision="int4")
     with pytest.raises(ExportError, match="needs a quantized program"):
         target.lower(tiny.model, None, tmp_path, name="tiny", tile=SIDE, precision="int8")
 
@@ -156,14 +175,14 @@ def _logger(trt: Any) -> Any:
     return trt.Logger(trt.Logger.ERROR)
 
 
-@pytest.mark.parametrize("compute", [(8, 6), (8, 9)])
+@pytest.mark.parametrize(("precision", "compute"), [("int8", (8, 6)), ("int8", (8, 9)), ("fp16", (8, 6))])
 def test_tensorrt_rtx_parses_and_builds_it_ahead_of_time(
-    lowered: Lowered, folder: Path, compute: tuple[int, int]
+    lowered: Lowered, folder: Path, precision: str, compute: tuple[int, int]
 ) -> None:
     """A sibling of TensorRT that builds without a GPU: structure alone; no numbers, no speed, no Orin."""
     trt = pytest.importorskip("tensorrt_rtx", reason="needs tensorrt_rtx: pip install tensorrt-rtx==1.7.1.116")
     builder = trt.Builder(_logger(trt))
-    data = (folder / "tiny.int8.onnx").read_bytes()
+    data = (folder / f"tiny.{precision}.onnx").read_bytes()
     # A parser holds its network by a bare pointer: the name keeps it alive.
     scratch = builder.create_network(0)
     asked = trt.OnnxParser(scratch, _logger(trt))
