@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +28,7 @@ from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.prune import prune
 from edgekit.compress.quantize import layer_sqnr, quantize
 from edgekit.compress.record import Size, StageRecord
-from edgekit.errors import CheckpointError, MissingExtraError, RecipeError, UnknownNameError
+from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, importers, names
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
@@ -38,6 +39,8 @@ from edgekit.targets import registry as targets
 from edgekit.targets.base import Lowered, Target
 from edgekit.train.images import check_folder
 from edgekit.workspace import Workspace
+
+_log = logging.getLogger(__name__)
 
 # Seconds a step, a batch or a file takes on two cores of a 2024 server, with dsunet-s and the default batches: for the
 # estimate of --dry-run only.
@@ -149,7 +152,7 @@ def compress(
     Raises: EdgekitError: anything that is wrong with the recipe, images, weights or disk, before or while it runs.
     """
     chosen, original, teacher = _prepare(recipe)
-    stem = Path(recipe.model).stem
+    stem = _stem(recipe)
     destinations = {target.name: out / f"{stem}-{target.name}.edgekit" for target in chosen}
     for destination in destinations.values():
         writer.check_free(destination, force)
@@ -162,6 +165,31 @@ def compress(
     }
     work = Workspace(out / f".{stem}-{recipe.target}.edgekit.work", recipe, inputs, resume=resume, force=force)
     run = _Run(recipe, images, work, progress or _silent)
+    try:
+        bundles = _stages(run, chosen, original, teacher, destinations, force, on_verdict)
+    except EdgekitError:
+        if work.holds_stages():
+            _log.warning("finished stages are kept in %s: --resume goes on there, --force starts over", work.folder)
+        raise
+    work.remove()
+    return bundles
+
+
+def _stem(recipe: Recipe) -> str:
+    """What bundles and model files are called: the model's name, its file's, or its folder's, which may be "."."""
+    return Path(recipe.model).resolve().stem
+
+
+def _stages(
+    run: _Run,
+    chosen: Sequence[Target],
+    original: DenoiserModel,
+    teacher: DenoiserModel | None,
+    destinations: Mapping[str, Path],
+    force: bool,
+    on_verdict: Callable[[Verdict], None] | None,
+) -> list[Bundle]:
+    """Everything that takes time, from pruning to the verdicts."""
     records = [_original(run, original)]
     compressed = _shrink(run, original, teacher, records)
     exported = [_export(run, target, original, compressed, records, many=len(chosen) > 1) for target in chosen]
@@ -171,7 +199,6 @@ def compress(
         # Its own first: the others are held against it.
         others = {**item.outputs, **{label: made for label, made in peers.items() if label not in item.outputs}}
         bundles.append(_write(run, item, destinations[item.target.name], others, force, on_verdict))
-    work.remove()
     return bundles
 
 
@@ -268,22 +295,26 @@ def _check_names(recipe: Recipe) -> None:
 def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     """The model to compress, and its teacher."""
     source = recipe.weights or recipe.model
-    # A file that edgekit wrote knows its own widths; any other holds weights of the model named.
-    if importers.accepts(source):
-        original = importers.load(source)
-    else:
-        original = checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else recipe.model)
+    original = _load(source, recipe.model)
     if recipe.model in names():
         _check_fits(original, recipe.model, str(source))
     if recipe.teacher in _NO_TEACHER_FILE:
         return original, _NO_TEACHER_FILE[recipe.teacher](original)
-    teacher = checkpoints.load(recipe.teacher)
+    teacher = _load(recipe.teacher)
     if teacher.channels != original.channels:
         raise RecipeError(
             f"teacher {recipe.teacher!r} has {teacher.channels} channels, the model {original.channels}: "
             "choose another teacher, or --teacher none"
         )
     return original, teacher
+
+
+def _load(source: str | Path, name: str | None = None) -> DenoiserModel:
+    """A model from a shipped name or a file; a weight file that edgekit did not write is of the model `name`."""
+    if importers.accepts(source):
+        return importers.load(source)
+    # A file that edgekit wrote knows its own widths.
+    return checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else name)
 
 
 def _check_fits(loaded: DenoiserModel, name: str, source: str) -> None:
@@ -383,7 +414,7 @@ def _export(
     run.progress(stage, 0, 3, "lowering")
     files = run.work.folder / f"files-{target.name}"
     files.mkdir(exist_ok=True)
-    stem = Path(recipe.model).stem
+    stem = _stem(recipe)
     noisy, clean, sigma = run.images.golden.noisy, run.images.golden.clean, run.images.golden.sigma
     thresholds = Thresholds(max_drop=recipe.max_drop, min_int8_share=0.9 if recipe.precision == "int8" else 0.0)
 
@@ -491,7 +522,7 @@ def _manifest(
 ) -> Manifest:
     default: Variant = lowered.variants[0]
     return Manifest(
-        name=Path(recipe.model).stem,
+        name=_stem(recipe),
         target=target.name,
         precision=recipe.precision,
         default_variant=default.name,

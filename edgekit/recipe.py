@@ -197,7 +197,7 @@ class Recipe(Settings):
     model: str = "dsunet-s"
     weights: Path | None = None
     # Who teaches the pruned student: "original" (the model before pruning), a registered model with shipped weights,
-    # a weight file, or "none".
+    # a weight file, a network's file (.onnx, .keras), or "none".
     teacher: str = "original"
     # A folder of clean images, or of pairs (noisy/ and clean/); None is the built-in set.
     data: Path | None = None
@@ -230,7 +230,9 @@ class Recipe(Settings):
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
-            raise ValueError("the first number must not be above the second, e.g. 0:55")
+            raise ValueError(
+                f"{value[0]:g} is above {value[1]:g}; write the lower level first, {value[1]:g}:{value[0]:g}"
+            )
         return value
 
     @model_validator(mode="after")

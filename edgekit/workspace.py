@@ -43,13 +43,17 @@ class Workspace:
                     "use the same settings, or start over with --force"
                 )
             return
-        if not (resume or force) and (any(folder.glob("*.safetensors")) or any(folder.glob("*.ckpt"))):
+        if not (resume or force) and self.holds_stages():
             raise OutputExistsError(
                 f"{folder} holds an unfinished run: go on with --resume, or throw it away with --force"
             )
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         checkpoints.write_atomically(stated, text.encode())
+
+    def holds_stages(self) -> bool:
+        """Whether there is something to go on from: a finished stage, or a checkpoint of one."""
+        return any(self.folder.glob("*.safetensors")) or any(self.folder.glob("*.ckpt"))
 
     def finished(self, stage: str) -> tuple[DenoiserModel, StageRecord] | None:
         """The model and record of a stage that was finished before; None when it was not."""

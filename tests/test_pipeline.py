@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,12 @@ from edgekit import pipeline
 from edgekit.bundle import reader
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, evaluate
-from edgekit.errors import CheckpointError, DataError, OutputExistsError, RecipeError, UnknownNameError
+from edgekit.errors import CheckpointError, DataError, ExportError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints, create
 from edgekit.recipe import Recipe, load_recipe, make
 from edgekit.runtime.check import check
 from edgekit.stage_data import open_stage_data
+from edgekit.targets import registry as targets
 from edgekit.train.images import open_images
 
 SMALL: dict[str, object] = {
@@ -155,6 +158,27 @@ def test_an_unfinished_run_is_thrown_away_only_when_asked(weights: Path, tmp_pat
     with pytest.raises(StoppedError):
         pipeline.compress(recipe(weights), out=tmp_path, force=True, progress=stop_at("original", 0))
     assert [path.name for path in work.iterdir()] == ["recipe.json"]
+
+
+def test_a_failure_says_where_finished_stages_are(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ExportError("no such operator")
+
+    monkeypatch.setattr(targets.get("tflite"), "lower", fail, raising=False)
+    monkeypatch.setattr(logging.getLogger("edgekit"), "propagate", True)
+    with pytest.raises(ExportError, match="no such operator"):
+        pipeline.compress(recipe(weights), out=tmp_path)
+    (work,) = tmp_path.iterdir()
+    assert f"finished stages are kept in {work}: --resume goes on there, --force starts over" in caplog.text
+
+
+def test_a_teacher_may_be_a_network_of_another_library(tmp_path: Path) -> None:
+    teacher = from_a_file(tmp_path)
+    _, original, taught = pipeline._prepare(Recipe(target="tflite", teacher=str(teacher)))
+    assert taught is not None
+    assert (original.arch, taught.channels) == ("dsunet", 3)
 
 
 def test_figures_stay_within_the_range_of_noise(weights: Path) -> None:

@@ -33,7 +33,7 @@ def test_sigma_may_be_written_as_on_the_command_line(given: Any, sigma: tuple[fl
         ({"prune": 2}, "prune is 2: expected a number from 0 to 0.9"),
         ({"prune": "much"}, "prune is 'much': expected a number"),
         ({"sigma": "5:x"}, "sigma is '5:x': expected LOW:HIGH in 8-bit units, 0 to 255, e.g. 0:55"),
-        ({"sigma": "55:5"}, "sigma is '55:5': the first number must not be above the second, e.g. 0:55"),
+        ({"sigma": "55:5"}, "sigma is '55:5': 55 is above 5; write the lower level first, 5:55"),
         ({"sigma": "5:300"}, "sigma is 300.0: expected a number from 0 to 255"),
         ({"sigma": "nan"}, "sigma is nan: expected a number from 0 to 255"),
         ({"precision": "int4"}, "precision is 'int4': expected 'int8', 'fp16' or 'fp32'"),

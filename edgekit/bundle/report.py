@@ -109,7 +109,7 @@ def _tiles(manifest: Manifest, verdict: Verdict) -> str:
 
     total, model, worst = verdict.total, manifest.model, verdict.worst
     shrunk = 1 - model.macs_per_pixel / model.original_macs_per_pixel if model.original_macs_per_pixel else 0.0
-    smaller = f"{verdict.bytes / verdict.original_bytes - 1:+.0%} of float32" if verdict.original_bytes else ""
+    smaller = f"{verdict.bytes / verdict.original_bytes - 1:+.0%} against float32" if verdict.original_bytes else ""
     figures = [
         (
             "total",

@@ -38,7 +38,12 @@ def compress(
         Flag, typer.Option(metavar="FILE", show_default="shipped", help="Its weights, a .safetensors file.")
     ] = None,
     teacher: Annotated[
-        Flag, typer.Option(metavar="NAME|none", show_default="original", help="Who teaches the pruned model.")
+        Flag,
+        typer.Option(
+            metavar="NAME|FILE|none",
+            show_default="original",
+            help="Who teaches the pruned model: the original itself, or a better one.",
+        ),
     ] = None,
     data: Annotated[
         Flag,
