@@ -148,8 +148,9 @@ def judge(
             ", ".join(f"{layer.name} ({layer.op}, {layer.dtype})" for layer in left[:3]) or "not in the manifest's list"
         )
         reasons.append(
-            f"{percent(share)} of MACs in int8, {percent(thresholds.min_int8_share)} required: left in float: {names}; "
-            "export again with every layer quantized"
+            f"{percent(share)} of MACs in int8, {percent(thresholds.min_int8_share)} required: left in float: {names}: "
+            "an operator beside them has no integer form (docs/targets.md); do without it, or for OpenVINO try "
+            "--quantizer nncf, or export --precision fp16"
         )
     return tuple(reasons)
 
