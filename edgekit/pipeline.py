@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from edgekit._version import __version__
 from edgekit.bundle import reader, writer
 from edgekit.bundle.golden import Golden
-from edgekit.bundle.manifest import LayerReport, Manifest, ModelFacts, Thresholds, Variant
+from edgekit.bundle.manifest import Manifest, ModelFacts, Thresholds, Variant
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.batches import Progress as StepProgress
 from edgekit.compress.distill import distill
 from edgekit.compress.evaluate import denoise_whole, evaluate
 from edgekit.compress.lessons import fingerprint
-from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.prune import prune
-from edgekit.compress.quantize import layer_sqnr, quantize
+from edgekit.compress.quantize import quantize
 from edgekit.compress.record import Size, StageRecord
+from edgekit.compress.sensitivity import sensitivity
 from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, importers, names
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
@@ -431,9 +430,10 @@ def _export(
     else:
         lowered = target.lower(compressed, program, files, name=stem, tile=recipe.tile, precision=recipe.precision)
     run.progress(stage, 1, 3, "golden tiles")
-    if program is not None:
-        lowered = replace(lowered, layers=_with_sqnr(lowered, program, noisy, sigma))
     manifest, host, kernels = ran(lowered)
+    if program is not None:
+        run.progress(stage, 1, 3, "what each tensor costs")
+        manifest = replace(manifest, sensitivity=sensitivity(program, run.images.tiles, run.images.sigmas))
     outputs = {f"{target.name} {lowered.variants[0].name}": host}
     if program is not None:
         for quantizer in target.quantizers:
@@ -489,16 +489,6 @@ def float_outputs(model: DenoiserModel, noisy: NDArray[np.uint8], sigma: NDArray
     """Outputs of an FP32 model: noisy uint8 [K, H, W, C], sigma [K] in 8-bit units -> float32 [K, H, W, C] in 0..1."""
     model.eval()
     return np.stack([denoise_whole(model, image, float(level)) for image, level in zip(noisy, sigma, strict=True)])
-
-
-def _with_sqnr(
-    lowered: Lowered, program: QuantizedProgram, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]
-) -> tuple[LayerReport, ...]:
-    # One tile of each level is enough to rank layers.
-    picks = [int(np.argmax(sigma == level)) for level in np.unique(sigma)]
-    batch = torch.from_numpy(noisy[picks]).permute(0, 3, 1, 2).float() / 255
-    sqnr = layer_sqnr(program, batch, torch.from_numpy(sigma[picks]) / 255)
-    return tuple(replace(layer, sqnr=sqnr.get(layer.name)) for layer in lowered.layers)
 
 
 def _host_outputs(

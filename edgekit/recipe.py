@@ -182,11 +182,17 @@ class QuantizeSettings(Settings):
     warmup: Annotated[int, Field(ge=0)] = 20
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    # As in TrainSettings.
-    balance_sigma: bool = True
-    # Weight of the distance to the float model's output, beside that to the clean image.
-    teacher_weight: Annotated[float, Field(ge=0)] = 0.0
+    # Weights of the distance to the float model's output, relative to that model's own error, and of the L1 distance to
+    # the clean image, balanced over the noise levels.
+    teacher_weight: Annotated[float, Field(ge=0)] = 1.0
+    clean_weight: Annotated[float, Field(ge=0)] = 0.0
     save_every: PositiveInt = 200
+
+    @model_validator(mode="after")
+    def _taught(self) -> QuantizeSettings:
+        if self.steps and not (self.teacher_weight or self.clean_weight):
+            raise ValueError("teacher_weight and clean_weight are 0: nothing would tell the integers what to do")
+        return self
 
 
 class Recipe(Settings):

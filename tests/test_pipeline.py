@@ -105,7 +105,8 @@ def test_bundle_states_its_recipe_licences_and_integers(bundle: Bundle) -> None:
     assert manifest.licences["weights"] == "none needed"
     assert manifest.licences["data"] == "as the owner of the images states"
     assert {layer.dtype for layer in manifest.layers} == {"int8"}
-    assert all(layer.sqnr is not None for layer in manifest.layers)
+    assert {item.kind for item in manifest.sensitivity} == {"activations", "weights"}
+    assert {layer.name for layer in manifest.layers} == {i.name for i in manifest.sensitivity if i.kind == "weights"}
     assert manifest.model.original_bytes == 4 * manifest.model.original_parameters
 
 

@@ -78,8 +78,6 @@ class LayerReport:
         macs: multiply-accumulates per tile.
         dtype: what it computes in: "int8", "float32", ...
         delegated: True when the fast kernels (XNNPACK for LiteRT) took it.
-        sqnr: signal to quantization noise of the output image on held-out tiles when this layer alone is quantized,
-            its input and weights, in dB (the lower, the guiltier); None if not measured.
     """
 
     name: str
@@ -87,7 +85,28 @@ class LayerReport:
     macs: int
     dtype: str
     delegated: bool
-    sqnr: float | None = None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What rounding one tensor to integers costs when everything else stays float, on held-out tiles.
+
+    Attributes:
+        name: the layer that writes the tensor, or whose weights it is.
+        kind: "activations" or "weights".
+        lost: dB lost by noise level in 8-bit units, e.g. {"5": 0.12, "25": 0.03}.
+        cause: why it may lose more than others, in words; "" where nothing stands out.
+    """
+
+    name: str
+    kind: str
+    lost: dict[str, float]
+    cause: str = ""
+
+    @property
+    def mean(self) -> float:
+        """dB lost, the mean over the noise levels."""
+        return sum(self.lost.values()) / len(self.lost) if self.lost else 0.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +154,7 @@ class Manifest:
     sigma: tuple[float, float]
     thresholds: Thresholds
     layers: tuple[LayerReport, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
     stages: tuple[dict[str, Any], ...] = ()
     recipe: dict[str, Any] = field(default_factory=dict)
     licences: dict[str, str] = field(default_factory=dict)

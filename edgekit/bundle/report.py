@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.bundle.golden import Golden
-from edgekit.bundle.manifest import LayerReport, Manifest
+from edgekit.bundle.manifest import LayerReport, Manifest, Sensitivity
 from edgekit.bundle.report_style import STYLE
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _SIDE, _STRIPS = 160, 4
 # The difference is drawn around middle gray, this many times enlarged.
 _GAIN = 16
-# SQNR in dB at which the bar is full.
-_SQNR_FULL = 60.0
+# Tensors that stand out in the chart of what integers cost.
+_GUILTY = 3
 
 
 def render(
@@ -66,7 +66,13 @@ def render(
     if manifest.stages:
         sections.append(_section("Stages", _stages(manifest), "What each did to the model; dB on held-out tiles."))
     if manifest.layers:
-        sections.append(_section("Layers", _layers(manifest.layers), _layers_note(manifest)))
+        sections.append(_section("Layers", _layers(manifest.layers), "Read from the exported file."))
+    if manifest.sensitivity:
+        note = (
+            "dB lost on held-out tiles when one tensor alone is rounded to integers and the others stay float; the "
+            "first to blame stand first. Such losses do not add up: together they may be more, or less."
+        )
+        sections.append(_section("What each tensor's integers cost", _sensitivity(manifest.sensitivity), note))
     sections.append(_section("Terms", _pairs(manifest.licences)))
     sections.append(_section("Made by", _pairs(manifest.versions) + _recipe(manifest)))
     return (
@@ -254,15 +260,8 @@ def _stages(manifest: Manifest) -> str:
 def _layers(layers: Sequence[LayerReport]) -> str:
     total = sum(layer.macs for layer in layers) or 1
     largest = max(layer.macs for layer in layers) or 1
-    measured = [layer.sqnr for layer in layers if layer.sqnr is not None]
     rows = []
     for layer in layers:
-        guilty = layer.sqnr is not None and layer.sqnr == min(measured)
-        sqnr = (
-            ""
-            if layer.sqnr is None
-            else _bar(layer.sqnr / _SQNR_FULL, f"{layer.sqnr:.1f}", "bad" if guilty else "good")
-        )
         rows.append(
             [
                 f'<code class="name">{_escape(layer.name)}</code>',
@@ -270,17 +269,30 @@ def _layers(layers: Sequence[LayerReport]) -> str:
                 f'<span class="{"good" if layer.dtype == "int8" else "fair"}">{_escape(layer.dtype)}</span>',
                 "yes" if layer.delegated else '<span class="fair">no</span>',
                 _bar(layer.macs / largest, f"{layer.macs / 1e6:.2f} M ({layer.macs / total:.0%})", "plain"),
-                sqnr,
             ]
         )
-    return _table(["layer", "operator", "computes in", "fast kernels", "MACs a tile", "SQNR, dB"], rows, text_columns=4)
+    return _table(["layer", "operator", "computes in", "fast kernels", "MACs a tile"], rows, text_columns=4)
 
 
-def _layers_note(manifest: Manifest) -> str:
-    note = "Read from the exported file."
-    if any(layer.sqnr is not None for layer in manifest.layers):
-        note += " SQNR: signal to quantization noise on held-out tiles; the lowest is the first to blame for a drop."
-    return note
+def _sensitivity(items: Sequence[Sensitivity]) -> str:
+    """A row a tensor, the costliest first: a bar for the mean, a figure for each noise level."""
+    levels = sorted({level for item in items for level in item.lost}, key=float)
+    ranked = sorted(items, key=lambda item: -item.mean)
+    most = max((item.mean for item in ranked), default=0.0) or 1.0
+    rows = []
+    for place, item in enumerate(ranked):
+        kind = "bad" if place < _GUILTY and item.mean > 0 else "good"
+        rows.append(
+            [
+                f'<code class="name">{_escape(item.name)}</code>',
+                _escape(item.kind),
+                _escape(item.cause),
+                _bar(item.mean / most, f"{item.mean:.3f}", kind),
+                *(f"{item.lost[level]:.3f}" if level in item.lost else "" for level in levels),
+            ]
+        )
+    head = ["layer", "what", "cause", "dB lost, mean", *(f"sigma {level}" for level in levels)]
+    return _table(head, rows, text_columns=3)
 
 
 def _bar(share: float, text: str, kind: str) -> str:

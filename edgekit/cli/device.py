@@ -139,9 +139,8 @@ def _layers(manifest: Manifest) -> object:
             f"{layer.macs / total:.0%}",
             Text(layer.dtype, style="" if layer.dtype == "int8" or manifest.precision != "int8" else "red"),
             "yes" if layer.delegated else "no",
-            "" if layer.sqnr is None else f"{layer.sqnr:.1f}",
         ]
         for layer in manifest.layers
     ]
-    columns = ["layer", "operator", "MMAC", "share", "computes in", "fast kernels", "SQNR dB"]
-    return show.table(columns, rows, title="Layers, for one tile", right="MMAC,share,SQNR dB")
+    columns = ["layer", "operator", "MMAC", "share", "computes in", "fast kernels"]
+    return show.table(columns, rows, title="Layers, for one tile", right="MMAC,share")

@@ -37,7 +37,7 @@ _BOUNDED = {
     torch.ops.aten.tanh.default: (-1.0, 127 / 128),
 }
 # Operators that only move values, or choose among them: their output is the input's integers.
-_MOVES = {
+MOVES = {
     torch.ops.aten.pixel_shuffle.default,
     torch.ops.aten.pixel_unshuffle.default,
     torch.ops.aten.permute.default,
@@ -132,7 +132,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         elif node.target in _ARITHMETIC and all(isinstance(a, Node) for a in node.args[:2]):
             inputs = {_node(a): activation for a in node.args[:2]}
             result = output
-        elif node.target in _MOVES and isinstance(node.args[0], Node):
+        elif node.target in MOVES and isinstance(node.args[0], Node):
             inputs = {node.args[0]: activation}
             result = SharedQuantizationSpec((node.args[0], node))
         else:
@@ -157,13 +157,13 @@ def _is_branch(node: Node) -> bool:
     """Whether a value is what a convolution adds to something, its pixels moved or not."""
     if len(node.users) != 1:
         return False
-    moved = node.target in _MOVES and isinstance(node.args[0], Node)
+    moved = node.target in MOVES and isinstance(node.args[0], Node)
     return _is_branch(_node(node.args[0])) if moved else node.target in CONVOLUTIONS
 
 
 def _leaves(node: Node) -> bool:
     """Whether a value is the image that leaves the network, as it is or with its pixels moved."""
-    return any(user.op == "output" or (user.target in _MOVES and _leaves(user)) for user in node.users)
+    return any(user.op == "output" or (user.target in MOVES and _leaves(user)) for user in node.users)
 
 
 def _node(value: Any) -> Node:

@@ -10,6 +10,11 @@ from torchao.quantization.pt2e import FakeQuantizeBase
 
 # Ranges of no width would divide by zero.
 _TINY = 1e-8
+# Values that are kept of each tensor that is observed, to fit its range to.
+_SAMPLE = 8192
+# Shares of the observed bounds that are tried as bounds.
+_SHARES = 24
+_LEAST_SHARE = 0.08
 # XNNPACK refuses a scale far from all others. A channel of weights counts as at least this share of the largest.
 _LEAST_CHANNEL = 2.0**-16
 
@@ -17,9 +22,10 @@ _LEAST_CHANNEL = 2.0**-16
 class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
     """Activation quantizer, int8 per tensor, with learned bounds (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576).
 
-    First it observes: the bounds follow the smallest and largest value seen. After `learn()` they are parameters, in
-    units of the observed width so that one learning rate serves all layers; gradients come from torch's learnable
-    fake-quantization kernel. With `fixed` bounds it neither observes nor learns.
+    First it observes: the bounds follow the smallest and largest value seen. `learn()` draws them in to where rounding
+    and clipping together cost the least squared error, and makes them parameters, in units of their width so that one
+    learning rate serves all layers; gradients come from torch's learnable fake-quantization kernel. With `fixed` bounds
+    it neither observes nor learns.
 
     Args:
         symmetric: zero point 0.
@@ -37,12 +43,13 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         self.symmetric = symmetric
         self.observing = not self.fixed
         self.register_buffer("width", torch.ones(()))
+        self._seen: list[Tensor] = []
         start = fixed or (float("inf"), float("-inf"))
         self.lower = nn.Parameter(torch.tensor(start[0]), requires_grad=False)
         self.upper = nn.Parameter(torch.tensor(start[1]), requires_grad=False)
 
     def learn(self) -> None:
-        """Stop observing; make the bounds parameters."""
+        """Stop observing; fit the bounds to what was seen and make them parameters."""
         if self.fixed or not self.observing:
             return
         self.observing = False
@@ -50,11 +57,35 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         if upper - lower < _TINY:
             # A tensor that is all zeros, behind dead channels: any range holds it, so one like the image's.
             upper = torch.ones_like(upper)
+        elif self._seen:
+            lower, upper = self._fit(torch.cat(self._seen), lower, upper)
+        self._seen.clear()
         self.width.copy_(upper - lower)
         self.lower.data.copy_(lower / self.width)
         self.upper.data.copy_(upper / self.width)
         self.lower.requires_grad_()
         self.upper.requires_grad_()
+
+    def _fit(self, seen: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """The bounds, shares of those given, that leave the least squared error: both alike first, then each alone.
+
+        Few values reach the ends of a range, and a step as coarse as they need costs all others more than cutting them.
+        """
+        shares = torch.linspace(1, _LEAST_SHARE, _SHARES).tolist()
+
+        def error(low: float, high: float) -> float:
+            ends = lower * low, upper * high
+            if self.symmetric:
+                ends = -torch.maximum(ends[1], -ends[0]), torch.maximum(ends[1], -ends[0])
+            scale = (ends[1] - ends[0]) / (self.quant_max - self.quant_min)
+            return float(((seen.clamp(*ends) / scale).round() * scale - seen).square().mean())
+
+        both = min(shares, key=lambda share: error(share, share))
+        if self.symmetric:
+            return lower * both, upper * both
+        low = min(shares, key=lambda share: error(share, both))
+        high = min(shares, key=lambda share: error(low, share))
+        return lower * low, upper * high
 
     def _bounds(self) -> tuple[Tensor, Tensor]:
         # Zero stays exactly representable: convolutions pad with it.
@@ -76,6 +107,8 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
             with torch.no_grad():
                 self.lower.copy_(torch.minimum(self.lower, x.detach().min()))
                 self.upper.copy_(torch.maximum(self.upper, x.detach().max()))
+                at = torch.randint(x.numel(), (_SAMPLE,), generator=torch.Generator().manual_seed(len(self._seen)))
+                self._seen.append(x.detach().flatten()[at] if x.numel() > _SAMPLE else x.detach().flatten())
             if not self.fake_quant_enabled[0]:
                 return x
         elif not self.fake_quant_enabled[0]:

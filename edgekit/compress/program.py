@@ -10,22 +10,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantizeBase, disable_fake_quant, enable_fake_quant
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
-from edgekit.compress.annotate import CONVOLUTIONS, RELU, SchemeQuantizer
-from edgekit.compress.fake_quant import LearnedRange
+from edgekit.compress.annotate import CONVOLUTIONS, MOVES, RELU, SchemeQuantizer
+from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
 from edgekit.compress.scheme import Scheme
 from edgekit.models.base import DenoiserModel
 
 
 @dataclass(frozen=True)
 class QuantizedLayer:
-    """A convolution of the program: its module path, the fake quantizers of its input, weight and output, its size."""
+    """A convolution of the program: its module path, its weights' quantizer (None if they stay float), their number."""
 
     name: str
-    quantizers: tuple[FakeQuantizeBase, ...]
+    weight: ChannelWeights | None
     weights: int
 
 
@@ -66,30 +66,40 @@ class QuantizedProgram:
             self.module.apply(enable_fake_quant)
 
     @contextmanager
-    def only(self, layer: QuantizedLayer) -> Iterator[None]:
-        """Within it `layer` alone is quantized."""
+    def only(self, *quantizers: FakeQuantizeBase) -> Iterator[None]:
+        """Within it these alone quantize."""
         with self.in_float():
-            for quantizer in layer.quantizers:
+            for quantizer in quantizers:
                 enable_fake_quant(quantizer)
             yield
 
+    def tensors(self) -> list[tuple[str, LearnedRange]]:
+        """The tensors that are rounded, in the order they are written, by the module that writes them.
+
+        Left out are the image and sigma, whose integers are fixed. What a module adds up is "its path sum"; outside of
+        any module it is "sum", numbered.
+        """
+        modules = dict(self.module.named_modules(remove_duplicate=False))
+        found: dict[LearnedRange, str] = {}
+        for node in self.module.graph.nodes:
+            bounds = modules.get(str(node.target)) if node.op == "call_module" else None
+            if isinstance(bounds, LearnedRange) and not bounds.fixed and bounds not in found:
+                found[bounds] = _written_by(node.args[0])
+        return [(name, bounds) for bounds, name in found.items()]
+
     def layers(self) -> list[QuantizedLayer]:
         """The convolutions in the order they run."""
-        modules = dict(self.module.named_modules(remove_duplicate=False))  # shared scales: one quantizer, many names
+        modules = dict(self.module.named_modules(remove_duplicate=False))
         found = []
         for node in self.module.graph.nodes:
             if node.op != "call_function" or node.target not in CONVOLUTIONS:
                 continue
-            last = node
-            users = list(node.users)
-            if len(users) == 1 and users[0].target in RELU:
-                last = users[0]
-            around = [*node.args[:2], *last.users]
-            quantizers = [modules[str(n.target)] for n in around if n.op == "call_module"]
-            weight = node.args[1].args[0] if node.args[1].op == "call_module" else node.args[1]
-            name = str(weight.target).removesuffix(".weight")
-            size = self.module.get_parameter(str(weight.target)).numel()
-            found.append(QuantizedLayer(name, tuple(q for q in quantizers if isinstance(q, FakeQuantizeBase)), size))
+            read = node.args[1]
+            assert isinstance(read, Node)
+            quantizer = modules[str(read.target)] if read.op == "call_module" else None
+            name = str(_behind(read).target)
+            weight = quantizer if isinstance(quantizer, ChannelWeights) else None
+            found.append(QuantizedLayer(name.removesuffix(".weight"), weight, self.module.get_parameter(name).numel()))
         return found
 
     def converted(self, *, fold: bool = False) -> GraphModule:
@@ -104,6 +114,33 @@ class QuantizedProgram:
             warnings.simplefilter("ignore", FutureWarning)
             result: GraphModule = convert_pt2e(copy.deepcopy(self.module), fold_quantize=fold)
         return result
+
+
+def _behind(node: Node) -> Node:
+    """What a fake quantizer reads; any other node as it is."""
+    source = node.args[0] if node.op == "call_module" else node
+    assert isinstance(source, Node)
+    return source
+
+
+def _written_by(node: Node) -> str:
+    """The path of the module that a tensor comes from, by its weights where it has any."""
+    source = _behind(node)
+    # A ReLU, and what only moves values, belongs to the convolution in front.
+    while source.target in RELU or source.target in MOVES:
+        before = source.args[0]
+        assert isinstance(before, Node)
+        source = _behind(before)
+    if source.target in CONVOLUTIONS:
+        weight = source.args[1]
+        assert isinstance(weight, Node)
+        return str(_behind(weight).target).removesuffix(".weight")
+    stack = list((source.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]) if stack else ""
+    stem = source.name.rstrip("_0123456789")
+    number = source.name.removeprefix(stem).strip("_")
+    kind = {"add": "sum", "sub": "difference"}.get(stem, stem)
+    return f"{path} {kind}" if path else f"{kind} {number}".strip()
 
 
 def export(model: DenoiserModel) -> GraphModule:

@@ -23,6 +23,9 @@ from edgekit.precision import has_bfloat16
 from edgekit.recipe import QuantizeSettings
 from edgekit.schedule import Average, cosine
 
+# Mean squared error of rounding an image to 8 bits, in units of 0..1: no image is expected to be better.
+_ROUNDING = 1 / 255**2 / 12
+
 
 def quantize(
     model: DenoiserModel,
@@ -113,12 +116,7 @@ def _learn(
         batch = batches(settings.calibration_batches + step)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = cosine(step, settings.steps, peak, settings.warmup)
-        output = program(batch.noisy, batch.sigma)
-        balance = batch.sigma if settings.balance_sigma else None
-        loss = weighted({"l1": 1.0}, output, batch.clean, balance)
-        if settings.teacher_weight:
-            taught = _teach(teacher, batch.noisy, batch.sigma)
-            loss = loss + settings.teacher_weight * weighted({"l1": 1.0}, output, taught, balance)
+        loss = _loss(program, teacher, settings, batch)
         rate = optimizer.param_groups[0]["lr"]
         value = finite(loss, "loss", stage="quantize", step=step, rate=rate, checkpoint=checkpoint)
         optimizer.zero_grad(set_to_none=True)
@@ -141,29 +139,26 @@ def _learn(
     average.apply()
 
 
+def _loss(program: QuantizedProgram, teacher: DenoiserModel, settings: QuantizeSettings, batch: Batch) -> Tensor:
+    """The distance to the float model's output, relative to that model's own error; and to the clean images.
+
+    An image whose squared distance to the float output is a share s of the float model's own squared error loses about
+    10 log10(1 + s) dB: each level of noise counts as the dB that it loses. And where integers can do what floats do,
+    this is zero and without noise, unlike the distance to a clean image, which stays large whatever is learned.
+    """
+    output = program(batch.noisy, batch.sigma)
+    loss = output.new_zeros(())
+    if settings.teacher_weight:
+        taught = _teach(teacher, batch.noisy, batch.sigma)
+        own = (taught - batch.clean).square().flatten(1).mean(1) + _ROUNDING
+        loss = loss + settings.teacher_weight * ((output - taught).square().flatten(1).mean(1) / own).mean()
+    if settings.clean_weight:
+        loss = loss + settings.clean_weight * weighted({"l1": 1.0}, output, batch.clean, batch.sigma)
+    return loss
+
+
 @torch.no_grad()
 def _teach(teacher: DenoiserModel, noisy: Tensor, sigma: Tensor) -> Tensor:
     with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu")):
         clean: Tensor = teacher(noisy.contiguous(memory_format=torch.channels_last), sigma)
     return clean.float()
-
-
-@torch.no_grad()
-def layer_sqnr(program: QuantizedProgram, noisy: Tensor, sigma: Tensor) -> dict[str, float]:
-    """Signal to quantization noise, in dB, of the output image when one layer alone is quantized.
-
-    The lower a layer's figure, the more of the loss is its doing.
-
-    Args:
-        noisy, sigma: held-out batch [N, C, H, W] and [N], in 0..1.
-    Returns: dB by module path, in the order the layers run.
-    """
-    with program.in_float():
-        reference = program(noisy, sigma)
-    signal = reference.square().mean()
-    result = {}
-    for layer in program.layers():
-        with program.only(layer):
-            error = (program(noisy, sigma) - reference).square().mean()
-        result[layer.name] = float(10 * torch.log10(signal / error.clamp_min(1e-20)))
-    return result

@@ -57,9 +57,9 @@ class ShuffledUNet(DenoiserModel):
         self.sigma_level = sigma_level
         self.stride = 2 ** len(widths)
         self.head = nn.Conv2d(4 * channels, widths[0], 3, padding=1)
-        self.sigma_bias = nn.Conv2d(1, widths[sigma_level], 1, bias=False)
         self.encoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, encoder, strict=False))
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
+        self.sigma_bias = nn.Conv2d(1, widths[sigma_level], 1, bias=False)
         self.middle = self._blocks(widths[-1], middle)
         self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:], strict=False))
         self.decoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, decoder, strict=False))
@@ -73,8 +73,8 @@ class ShuffledUNet(DenoiserModel):
     def _run(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         # A map is averaged over each cell of pixels that is one position of the level.
         level = F.avg_pool2d(sigma, 2 ** (self.sigma_level + 1)) if sigma.shape[-1] > 1 else sigma
-        bias = self.sigma_bias(level)
         x = self.head(F.pixel_unshuffle(noisy, 2))
+        bias = self.sigma_bias(level)
         x = x + bias if self.sigma_level == 0 else x
         skips: list[Tensor] = []
         for number, (blocks, down) in enumerate(zip(self.encoder, self.down, strict=True), 1):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgekit.bundle import reader
 from edgekit.bundle.golden import Golden
-from edgekit.bundle.manifest import LayerReport, Manifest, Thresholds, Variant
+from edgekit.bundle.manifest import LayerReport, Manifest, Sensitivity, Thresholds, Variant
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import EngineError
 from edgekit.runtime.denoiser import Denoiser
@@ -27,11 +27,11 @@ from edgekit.runtime.verdict import (
     Speed,
     Verdict,
     decibels,
+    guilty,
     int8_share,
     mean,
     percent,
     rows,
-    worst_layer,
 )
 
 # XNNPACK's integer kernels give the same bits on x86, ARM64 and wasm, so there the bytes must be the host's. Other
@@ -113,7 +113,12 @@ def with_portable(golden: Golden, bundle: Bundle) -> Golden:
 
 
 def judge(
-    table: Sequence[SigmaRow], agreement: Agreement, share: float, thresholds: Thresholds, layers: Sequence[LayerReport]
+    table: Sequence[SigmaRow],
+    agreement: Agreement,
+    share: float,
+    thresholds: Thresholds,
+    layers: Sequence[LayerReport],
+    sensitivity: Sequence[Sensitivity] = (),
 ) -> tuple[str, ...]:
     """The rule: why a device fails, one line a reason with the fix; nothing if it passes.
 
@@ -124,13 +129,14 @@ def judge(
         agreement: the device's bytes against the reference's.
         share: share of the MACs in int8, 0..1.
         thresholds: what it is held to.
-        layers: the exported layers, to name the one to blame.
+        layers: the exported layers, to name those left in float.
+        sensitivity: what each tensor's integers cost, to name the ones to blame.
     """
     reasons = []
     total = mean(table)
     # Written so that a NaN fails.
     if not total.total_drop <= thresholds.max_drop:
-        reasons.append(_explain_drop(table, total, thresholds, layers))
+        reasons.append(_explain_drop(table, total, thresholds, sensitivity))
     if total.device < total.noisy:
         reasons.append(
             f"output is worse than the noisy input ({total.device:.2f} dB against {total.noisy:.2f} dB): "
@@ -156,19 +162,32 @@ def judge(
 
 
 def _explain_drop(
-    table: Sequence[SigmaRow], total: SigmaRow, thresholds: Thresholds, layers: Sequence[LayerReport]
+    table: Sequence[SigmaRow], total: SigmaRow, thresholds: Thresholds, sensitivity: Sequence[Sensitivity]
 ) -> str:
     levels = ", ".join(f"{row.total_drop:.2f} at sigma {row.sigma:g}" for row in table)
     text = f"total drop {total.total_drop:.3f} dB, {thresholds.max_drop:g} dB allowed ({levels}): "
     if total.quantization_drop > total.total_drop / 2:
-        layer = worst_layer(layers)
-        blame = f", most in layer {layer.name} ({layer.op}, SQNR {layer.sqnr:.1f} dB)" if layer else ""
-        return (
-            f"{text}quantization loses {total.quantization_drop:.3f} of it{blame}; "
-            "quantize longer (--steps), or export --precision fp16"
-        )
+        blamed = guilty(sensitivity)
+        blame = f", most by {'; '.join(_blame(item) for item in blamed)}" if blamed else ""
+        return f"{text}quantization loses {total.quantization_drop:.3f} of it{blame}: {_mend(blamed)}"
     lost = total.total_drop - total.quantization_drop
     return f"{text}pruning and distillation lose {lost:.3f} of it; prune less (--prune), distill longer (--steps)"
+
+
+def _blame(item: Sensitivity) -> str:
+    """A tensor that loses, in words."""
+    why = f"; {item.cause}" if item.cause else ""
+    return f"{item.name} ({item.kind}, {item.mean:.2f} dB alone{why})"
+
+
+def _mend(blamed: Sequence[Sensitivity]) -> str:
+    """What may win back dB that quantization lost."""
+    fixes = ["quantize longer (--steps)"]
+    lost = [float(level) for item in blamed for level, db in item.lost.items() if db > 2 * item.mean]
+    if lost:
+        # One scale serves every level: what low noise needs fine, high noise needs wide.
+        fixes.append(f"or for a narrower range of noise (--sigma; sigma {min(lost):g} loses most)")
+    return ", ".join([*fixes, "or export --precision fp16"])
 
 
 def seals(manifest: Manifest, golden: Golden) -> tuple[str, ...]:
@@ -274,11 +293,11 @@ def _verdict(
     table = rows(golden, device)
     # The layers and the share of int8 are about the default variant and integer ones: a float fallback owes none.
     owes = variant.integer or variant == default_of(manifest)
-    layers = manifest.layers if owes else ()
+    layers, sensitivity = (manifest.layers, manifest.sensitivity) if owes else ((), ())
     thresholds = golden.thresholds if owes else Thresholds(golden.thresholds.max_drop)
     share, source, wrong = _int8_share(engine if owes else None, layers)
     kernels = golden.kernels if engine is None else engine.kernels
-    reasons = judge(table, agreement, share, thresholds, layers) + wrong + seals(manifest, golden)
+    reasons = judge(table, agreement, share, thresholds, layers, sensitivity) + wrong + seals(manifest, golden)
     return Verdict(
         passed=not reasons,
         reasons=reasons,
@@ -291,7 +310,7 @@ def _verdict(
         agreement=agreement,
         int8_share=share,
         int8_source=source,
-        worst_layer=worst_layer(layers),
+        guilty=guilty(sensitivity),
         speed=speed,
         bytes=sum(bundle.path(name).stat().st_size for name in variant.files),
         original_bytes=manifest.model.original_bytes,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.bundle.golden import Golden
-from edgekit.bundle.manifest import LayerReport, Thresholds
+from edgekit.bundle.manifest import LayerReport, Sensitivity, Thresholds
 from edgekit.runtime.quality import psnr
 
 # Two equal images have no finite PSNR, and JSON no infinity; one byte of a 512x512 tile off by one is 107 dB.
@@ -125,7 +125,7 @@ class Verdict:
         agreement: the device's bytes against the host's.
         int8_share: share of the MACs in int8, 0..1.
         int8_source: where that comes from: "counted in the model file", "as it runs here" or "as exported".
-        worst_layer: the layer with the lowest SQNR, as exported; None if none was measured.
+        guilty: what costs most dB when it alone is rounded to integers, the worst first; none if it was not measured.
         speed: None if it was not timed.
         bytes, original_bytes: size of the variant's file, and of the original weights as float32.
         engine, library, kernels: what ran it, e.g. "litert", "ai-edge-litert 2.3.0", "xnnpack".
@@ -144,7 +144,7 @@ class Verdict:
     agreement: Agreement
     int8_share: float
     int8_source: str
-    worst_layer: LayerReport | None
+    guilty: tuple[Sensitivity, ...]
     speed: Speed | None
     bytes: int
     original_bytes: int
@@ -203,7 +203,7 @@ class Verdict:
             rows=[row(item) for item in self.rows],
             total=row(self.total),
             agreement={**asdict(self.agreement), "held": self.agreement.held},
-            worst_layer=asdict(self.worst_layer) if self.worst_layer else None,
+            guilty=[asdict(item) for item in self.guilty],
             speed=asdict(self.speed) if self.speed else None,
             thresholds=asdict(self.thresholds),
         )
@@ -250,10 +250,10 @@ def int8_share(layers: Iterable[LayerReport]) -> float:
     return sum(macs for macs, dtype in counted if dtype == "int8") / total if total else 0.0
 
 
-def worst_layer(layers: Iterable[LayerReport]) -> LayerReport | None:
-    """The layer with the lowest measured SQNR, None if none was measured."""
-    measured = [(layer.sqnr, i, layer) for i, layer in enumerate(layers) if layer.sqnr is not None]
-    return min(measured)[2] if measured else None
+def guilty(sensitivity: Iterable[Sensitivity], count: int = 3) -> tuple[Sensitivity, ...]:
+    """What costs most when it alone is rounded, the worst first; nothing that costs no dB."""
+    ranked = sorted((item for item in sensitivity if item.mean > 0), key=lambda item: -item.mean)
+    return tuple(ranked[:count])
 
 
 def percent(share: float) -> str:

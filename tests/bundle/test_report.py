@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from edgekit.bundle import card, reader, report
+from edgekit.bundle.manifest import Sensitivity
 from edgekit.bundle.reader import Bundle
 from edgekit.runtime.check import recorded
 from edgekit.runtime.verdict import Verdict
@@ -116,12 +117,16 @@ def test_a_fail_is_shown_with_its_reasons(bundle: Bundle, verdict: Verdict) -> N
     assert 'class="verdict fail"' not in page(bundle, verdict)
 
 
-def test_the_layer_to_blame_stands_out(bundle: Bundle, verdict: Verdict) -> None:
-    layers = tuple(replace(layer, sqnr=40.0 + i) for i, layer in enumerate(bundle.manifest.layers))
-    text = page(bundle, verdict, layers=layers)
-    rows = re.findall(r"<tr>.*?</tr>", text)
-    assert [row for row in rows if layers[0].name in row and "bar" in row and 'class="bad"' in row]
-    assert not [row for row in rows if f">{layers[-1].name}<" in row and 'class="bad"' in row]
+def test_what_costs_most_stands_first_and_out(bundle: Bundle, verdict: Verdict) -> None:
+    losses = {"a": 0.1, "b": 0.4, "c": -0.1, "d": 0.3, "e": 0.2}
+    items = tuple(Sensitivity(f"layer.{k}", "activations", {"5": v, "50": v / 2}, "why") for k, v in losses.items())
+    text = page(bundle, verdict, sensitivity=items)
+    assert "What each tensor" in text
+    rows = re.findall(r"<tr><td><code class=\"name\">layer.*?</tr>", text)
+    assert [re.findall(r"layer\.(.)", row)[0] for row in rows] == list("bdeac")
+    assert ['class="bad"' in row for row in rows] == [True, True, True, False, False]
+    assert "0.400" in rows[0]
+    assert "0.200" in rows[0]
 
 
 def test_gray_tiles_and_an_empty_history(bundle: Bundle, verdict: Verdict) -> None:

@@ -34,6 +34,28 @@ def test_symmetric_zero_point_is_zero_and_range_the_larger_side() -> None:
     assert zero_point.item() == 0
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_range_is_fitted_to_the_many_not_to_the_few(symmetric: bool) -> None:
+    torch.manual_seed(0)
+    values = torch.cat([torch.randn(8000), torch.tensor([60.0, -20.0])])
+    quantizer = LearnedRange(symmetric=symmetric)
+    quantizer(values)
+    quantizer.learn()
+    error = (quantizer(values) - values).square().mean()
+    low, high = (-60.0, 60.0) if symmetric else (-20.0, 60.0)
+    whole = LearnedRange(symmetric=symmetric, fixed=(low, high))
+    assert error < (whole(values) - values).square().mean()
+    # Cutting at the normal distribution's own ends would cost the two far values too much.
+    cut = LearnedRange(symmetric=symmetric, fixed=(-4.0, 4.0))
+    assert error < (cut(values) - values).square().mean()
+
+
+def test_a_range_without_tails_stays_as_it_is() -> None:
+    quantizer = observed(*torch.linspace(-1, 2, 4000).tolist())
+    assert float(quantizer.lower.detach() * quantizer.width) == pytest.approx(-1, abs=0.05)
+    assert float(quantizer.upper.detach() * quantizer.width) == pytest.approx(2, abs=0.09)
+
+
 def test_fixed_range_is_that_of_an_8_bit_image_whatever_it_sees() -> None:
     quantizer = LearnedRange(fixed=(0.0, 1.0))
     quantizer(torch.tensor([-7.0, 9.0]))

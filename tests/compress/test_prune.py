@@ -21,7 +21,7 @@ from edgekit.recipe import PruneSettings
 # Steps of 8: the networks here are small.
 QUICK = PruneSettings(batches=2, round_to=8)
 # Where only the hidden width of the middle block, 16, can shrink.
-ONE_GROUP: dict[str, Any] = {"widths": [8, 8], "encoder": [[]], "middle": [16], "decoder": [[]]}
+ONE_GROUP: dict[str, Any] = {"widths": [8, 8], "encoder": [[]], "middle": [16], "decoder": [[]], "finish": []}
 
 
 def example(model: DenoiserModel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,14 +118,14 @@ def test_the_overshoot_is_less_than_one_step_of_the_hidden_widths() -> None:
         assert 0 <= (record.details["macs_removed"] - ratio) * macs <= step
 
 
-@pytest.mark.parametrize("group", ["middle.0.expand", "decoder.0.0.expand", "down.0"])
+@pytest.mark.parametrize("group", ["middle.0.expand", "finish.0.expand", "down.0"])
 def test_channels_that_nobody_reads_go_first_and_the_output_stays(group: str) -> None:
     model = random_model("dsunet-n")
     idle = torch.tensor([0, 3, 4, 9, 10, 11, 12, 15])
     readers = {
         "middle.0.expand": ["middle.0.project"],
-        "decoder.0.0.expand": ["decoder.0.0.project"],
-        "down.0": ["up.0", *(f"middle.{k}.expand" for k in range(5))],
+        "finish.0.expand": ["finish.0.project"],
+        "down.0": ["up.0", *(f"middle.{k}.expand" for k in range(4))],
     }[group]
     with torch.no_grad():
         for name in readers:

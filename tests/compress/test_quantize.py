@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from edgekit.batch import Batch
-from edgekit.compress.quantize import quantize
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.quantize import _loss, quantize
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import TrainingError
-from edgekit.losses import weighted
 from edgekit.models import DenoiserModel, create, load
 from edgekit.recipe import QuantizeSettings
 
@@ -72,6 +72,28 @@ def test_qat_beats_calibration_alone() -> None:
         torch.testing.assert_close(value, kept[name], rtol=0, atol=0)
 
 
+def test_the_loss_is_the_share_of_the_float_models_own_error() -> None:
+    model, batch = tiny(), batches(0)
+    program = QuantizedProgram(model, SCHEME, RANGE)
+    with torch.no_grad():
+        program(batch.noisy, batch.sigma)
+    for bounds in program.ranges:
+        bounds.learn()
+    with program.in_float(), torch.no_grad():
+        assert float(_loss(program, model, QuantizeSettings(), batch)) == pytest.approx(0, abs=1e-9)
+        # Beside an output that is the clean image, everything is error.
+        own = [float((model(batch.noisy, batch.sigma) - batch.clean)[k].square().mean()) for k in range(4)]
+        shifted = lambda noisy, sigma: model(noisy, sigma) + 0.01  # noqa: E731
+        found = float(_loss(shifted, model, QuantizeSettings(), batch))  # type: ignore[arg-type]
+    assert found == pytest.approx(np.mean([1e-4 / (e + 1 / 255**2 / 12) for e in own]), rel=1e-3)
+
+
+def test_weights_of_nothing_are_refused() -> None:
+    with pytest.raises(ValueError, match="nothing would tell the integers what to do"):
+        QuantizeSettings(teacher_weight=0)
+    assert QuantizeSettings(teacher_weight=0, steps=0).steps == 0
+
+
 def test_no_steps_is_calibration_alone() -> None:
     _, record = run(tiny(), steps=0)
     assert {str(s): db for s, db in record.db_after.items()} == record.details["db_calibrated"]
@@ -116,10 +138,10 @@ def test_a_gradient_that_is_nan_keeps_the_last_good_checkpoint(tmp_path: Path, m
 
     def poisoned(*arguments: Any) -> torch.Tensor:
         seen.append(path.read_bytes() if path.exists() else b"")
-        loss = weighted(*arguments)
+        loss = _loss(*arguments)
         return loss if len(seen) < 3 else _NaNGradient.apply(loss)
 
-    monkeypatch.setattr("edgekit.compress.quantize.weighted", poisoned)
+    monkeypatch.setattr("edgekit.compress.quantize._loss", poisoned)
     settings = QuantizeSettings(steps=4, calibration_batches=1, save_every=1)
     with pytest.raises(TrainingError, match=r"quantize: the gradient became nan at step 2 .* good checkpoint is"):
         quantize(

@@ -13,7 +13,7 @@ from golden_bundle import double_scale, edit_golden, edit_manifest, rehash, writ
 
 import edgekit.runtime.check as checking
 from edgekit.bundle import reader, writer
-from edgekit.bundle.manifest import LayerReport, Thresholds
+from edgekit.bundle.manifest import LayerReport, Sensitivity, Thresholds
 from edgekit.errors import BundleError, MissingExtraError, UnknownNameError
 from edgekit.runtime.check import judge, recorded
 from edgekit.runtime.denoiser import Denoiser
@@ -264,8 +264,8 @@ def test_an_unknown_variant_is_named(written: Path) -> None:
 ROWS = (SigmaRow(5.0, 34.0, 38.0, 37.9, 37.4), SigmaRow(50.0, 14.0, 26.0, 25.9, 25.6))
 EXACT = Agreement("host", 1.0, 0, 110.0, True, 40.0, portable_required=True)
 LAYERS = (
-    LayerReport("head", "CONV_2D", 900, "int8", True, 31.04),
-    LayerReport("tail", "CONV_2D", 100, "float32", False, 50.0),
+    LayerReport("head", "CONV_2D", 900, "int8", True),
+    LayerReport("tail", "CONV_2D", 100, "float32", False),
 )
 
 
@@ -276,12 +276,17 @@ def test_the_rule_judges_the_mean_over_the_levels() -> None:
     assert reason.startswith("total drop 0.500 dB, 0.49 dB allowed (0.60 at sigma 5, 0.40 at sigma 50): ")
 
 
-def test_a_drop_by_quantization_names_the_layer_to_blame() -> None:
-    (reason,) = judge(ROWS, EXACT, 1.0, Thresholds(0.1), LAYERS)
+def test_a_drop_by_quantization_names_what_is_to_blame_the_cause_and_the_fix() -> None:
+    few = Sensitivity("up.0", "activations", {"5": 0.2, "50": 0.1}, "its range is set by 2 of 24 channels")
+    low = Sensitivity("tail", "activations", {"5": 0.3, "15": 0.03, "25": 0.0, "50": 0.0})
+    (reason,) = judge(ROWS, EXACT, 1.0, Thresholds(0.1), LAYERS, (low, few))
     assert reason.endswith(
-        "quantization loses 0.400 of it, most in layer head (CONV_2D, SQNR 31.0 dB); "
-        "quantize longer (--steps), or export --precision fp16"
+        "quantization loses 0.400 of it, most by up.0 (activations, 0.15 dB alone; its range is set by 2 of 24 "
+        "channels); tail (activations, 0.08 dB alone): quantize longer (--steps), or for a narrower range of noise "
+        "(--sigma; sigma 5 loses most), or export --precision fp16"
     )
+    (reason,) = judge(ROWS, EXACT, 1.0, Thresholds(0.1), LAYERS)
+    assert reason.endswith("loses 0.400 of it: quantize longer (--steps), or export --precision fp16")
 
 
 def test_a_drop_by_pruning_names_pruning() -> None:

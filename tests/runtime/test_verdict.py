@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgekit.bundle.golden import Golden
-from edgekit.bundle.manifest import LayerReport, Thresholds
+from edgekit.bundle.manifest import LayerReport, Sensitivity, Thresholds
 from edgekit.runtime import verdict
 from edgekit.runtime.verdict import Agreement, SigmaRow, Speed, Verdict
 
@@ -28,7 +28,7 @@ def found(**changes: Any) -> Verdict:
         agreement=Agreement("host", 1.0, 0, 110.0, True, 40.0),
         int8_share=1.0,
         int8_source="as exported",
-        worst_layer=LayerReport("head", "CONV_2D", 100, "int8", True, 31.0),
+        guilty=(Sensitivity("head", "activations", {"5": 0.3, "50": 0.1}),),
         speed=Speed(55.4, 2, "fp32", 2.34),
         bytes=210_000,
         original_bytes=807_692,
@@ -77,9 +77,9 @@ def test_json_holds_everything_and_what_follows_from_it() -> None:
     assert data["rows"][1]["quantization_drop"] == pytest.approx(-0.05)
     assert data["total"]["sigma"] is None
     assert data["agreement"]["held"] is True
-    assert data["worst_layer"]["name"] == "head"
+    assert data["guilty"][0]["name"] == "head"
     assert data["thresholds"] == {"max_drop": 0.5, "min_int8_share": 1.0}
-    assert json.dumps(found(worst_layer=None, speed=None).to_dict())
+    assert json.dumps(found(guilty=(), speed=None).to_dict())
 
 
 def test_the_exit_code() -> None:
@@ -126,8 +126,8 @@ def test_equal_images_have_a_finite_figure() -> None:
     assert verdict.rows(golden, device)[0].device == verdict.EQUAL_DB
 
 
-def layer(macs: int, dtype: str = "int8", sqnr: float | None = None, name: str = "x") -> LayerReport:
-    return LayerReport(name, "CONV_2D", macs, dtype, True, sqnr)
+def layer(macs: int, dtype: str = "int8") -> LayerReport:
+    return LayerReport("x", "CONV_2D", macs, dtype, True)
 
 
 def test_the_share_of_int8() -> None:
@@ -136,11 +136,15 @@ def test_the_share_of_int8() -> None:
     assert verdict.int8_share([]) == 0
 
 
-def test_the_worst_layer() -> None:
-    assert verdict.worst_layer([layer(1)]) is None
-    chosen = verdict.worst_layer([layer(1, name="a", sqnr=40.0), layer(1), layer(1, name="b", sqnr=30.0)])
-    assert chosen is not None
-    assert chosen.name == "b"
+LOSSES = (("a", 0.1), ("b", -1.0), ("c", 0.4), ("d", 0.2), ("e", 0.3))
+
+
+def test_the_guilty_are_those_that_cost_most() -> None:
+    items = [Sensitivity(name, "weights", {"5": db, "25": 0.0}) for name, db in LOSSES]
+    assert [item.name for item in verdict.guilty(items)] == ["c", "e", "d"]
+    # Nothing that costs nothing is blamed.
+    assert [item.name for item in verdict.guilty(items[:2])] == ["a"]
+    assert verdict.guilty([]) == ()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""What each quantized tensor costs alone: dB lost by noise level, activations and weights apart, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torchao.quantization.pt2e import FakeQuantizeBase
+
+from edgekit.bundle.manifest import Sensitivity
+from edgekit.compress.evaluate import NoisyTiles, Tiles, evaluate
+from edgekit.compress.fake_quant import LearnedRange
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.record import SIGMAS
+
+# Tiles that it is measured on: enough to rank tensors, and a few seconds.
+_TILES = 3
+# A channel is wide when it fills so much of its tensor's range; a range is set by few when at most so many are wide.
+_WIDE, _FEW = 0.5, 1 / 8
+# Share of a tensor's values outside its range from which that counts as the cause.
+_CUT = 0.01
+
+
+def sensitivity(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float] = SIGMAS) -> tuple[Sensitivity, ...]:
+    """Quantize one tensor at a time and measure what the image loses against the program in float.
+
+    The image itself and sigma are left out: their integers are given, and exact for 8-bit images.
+
+    Args:
+        program: with ranges, learned or observed.
+        tiles: held-out tiles, of which the first few are used.
+        sigmas: noise levels in 8-bit units.
+    Returns: one entry a tensor, activations in the order they are written, then weights; dB may be negative, where
+        rounding happens to help.
+    """
+    few: Tiles
+    if isinstance(tiles, NoisyTiles):
+        few = NoisyTiles(tiles.clean[:_TILES], tiles.noisy[:_TILES], tiles.sigma[:_TILES])
+    else:
+        few = tiles[:_TILES]
+    watched = _watch(program, few, sigmas)
+    with program.in_float():
+        reference = evaluate(program, few, sigmas)
+
+    def lost(*quantizers: FakeQuantizeBase) -> dict[str, float]:
+        with program.only(*quantizers):
+            found = evaluate(program, few, sigmas)
+        return {f"{level:g}": round(reference[level] - db, 4) for level, db in found.items()}
+
+    found = [
+        Sensitivity(name, "activations", lost(bounds), _cause(bounds, watched[bounds]))
+        for name, bounds in program.tensors()
+    ]
+    found += [
+        Sensitivity(layer.name, "weights", lost(layer.weight)) for layer in program.layers() if layer.weight is not None
+    ]
+    return tuple(found)
+
+
+@dataclass
+class _Seen:
+    """What went through an activation quantizer."""
+
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    outside: int = 0
+    count: int = 0
+    bounds: tuple[float, float] = field(default=(0.0, 0.0))
+
+    def add(self, x: Tensor) -> None:
+        channels = x.detach().transpose(0, 1).flatten(1)
+        lower, upper = channels.amin(1), channels.amax(1)
+        if self.lower is not None and len(lower) != len(self.lower):
+            return  # the same values moved, by a pixel-shuffle: they share a quantizer
+        self.lower = lower if self.lower is None else torch.minimum(self.lower, lower)
+        self.upper = upper if self.upper is None else torch.maximum(self.upper, upper)
+        self.outside += int(((x < self.bounds[0]) | (x > self.bounds[1])).sum())
+        self.count += x.numel()
+
+
+def _watch(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float]) -> dict[LearnedRange, _Seen]:
+    """Run the program in float and look at every tensor that would be rounded."""
+    seen: dict[LearnedRange, _Seen] = {}
+    handles = []
+    for _, bounds in program.tensors():
+        scale, zero_point = (float(t) for t in bounds.calculate_qparams())
+        ends = ((q - zero_point) * scale for q in (bounds.quant_min - 0.5, bounds.quant_max + 0.5))
+        entry = seen[bounds] = _Seen(bounds=(next(ends), next(ends)))
+        handles.append(bounds.register_forward_pre_hook(lambda _, inputs, entry=entry: entry.add(inputs[0])))
+    try:
+        with program.in_float():
+            evaluate(program, tiles, sigmas)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def _cause(bounds: LearnedRange, seen: _Seen) -> str:
+    """Why a tensor may lose more than others, in words; "" where nothing stands out."""
+    if seen.lower is None or seen.upper is None or not seen.count:
+        return ""
+    cut = seen.outside / seen.count
+    if cut > _CUT:
+        return f"saturation: {cut:.1%} of its values lie outside its range"
+    span = float(seen.upper.amax() - seen.lower.amin())
+    wide = int(((seen.upper - seen.lower) > _WIDE * span).sum())
+    count = len(seen.upper)
+    if 0 < wide <= _FEW * count:
+        return f"its range is set by {wide} of {count} channels"
+    return ""

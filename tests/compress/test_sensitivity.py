@@ -1,0 +1,107 @@
+"""What each tensor's integers cost: the ones made coarse must stand out, with the cause that they were given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from toys import smooth_tiles
+
+from edgekit.bundle.manifest import Sensitivity
+from edgekit.compress.evaluate import NoisyTiles, noisy_tiles
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.scheme import Scheme
+from edgekit.compress.sensitivity import sensitivity
+from edgekit.models import create
+
+SIGMAS = (5.0, 50.0)
+
+
+def program(scheme: Scheme) -> QuantizedProgram:
+    torch.manual_seed(0)
+    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[]], finish=[16]).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2)
+    found = QuantizedProgram(model, scheme, (0.0, 55 / 255))
+    with found.in_float(), torch.no_grad():
+        found(torch.rand(2, 3, 32, 40, generator=torch.Generator().manual_seed(0)), torch.tensor([0.02, 0.2]))
+    for bounds in found.ranges:
+        bounds.learn()
+        # The tiles are other images than those observed.
+        bounds.lower.data *= 2
+        bounds.upper.data *= 2
+    return found
+
+
+def measured(found: QuantizedProgram) -> dict[tuple[str, str], Sensitivity]:
+    items = sensitivity(found, smooth_tiles(2), SIGMAS)
+    assert len({(i.name, i.kind) for i in items}) == len(items)
+    return {(i.name, i.kind): i for i in items}
+
+
+def test_every_tensor_is_named_by_the_module_that_writes_it() -> None:
+    found = measured(program(Scheme("t")))
+    assert [name for name, kind in found if kind == "activations"] == [
+        "head", "sigma_bias", "down.0", "sum", "middle.0.depthwise", "middle.0.expand", "middle.0.project",
+        "middle.0 sum", "up.0", "sum 2", "finish.0.expand", "finish.0.project", "finish.0 sum", "tail",
+    ]  # fmt: skip
+    assert {name for name, kind in found if kind == "weights"} == {
+        "head", "sigma_bias", "down.0", "middle.0.depthwise", "middle.0.expand", "middle.0.project", "up.0",
+        "finish.0.expand", "finish.0.project", "tail",
+    }  # fmt: skip
+    assert all(set(item.lost) == {"5", "50"} for item in found.values())
+
+
+def test_a_coarser_scale_shows_at_its_own_tensor_alone() -> None:
+    made = program(Scheme("t"))
+    before = measured(made)
+    dict(made.tensors())["finish.0.expand"].upper.data *= 200  # one level is left
+    after = measured(made)
+    # A random network is no denoiser: it may even gain.
+    assert abs(before["finish.0.expand", "activations"].mean) < 0.01
+    assert abs(after["finish.0.expand", "activations"].mean) > 0.1
+    assert {k: v for k, v in after.items() if k[0] != "finish.0.expand"} == {
+        k: v for k, v in before.items() if k[0] != "finish.0.expand"
+    }
+
+
+def test_values_outside_the_range_are_the_cause() -> None:
+    made = program(Scheme("t"))
+    assert not any("saturation" in item.cause for item in measured(made).values())
+    bounds = dict(made.tensors())["down.0"]
+    bounds.lower.data *= 0.02
+    bounds.upper.data *= 0.02
+    assert "saturation: " in measured(made)["down.0", "activations"].cause
+
+
+def test_a_range_that_few_channels_set_is_the_cause() -> None:
+    made = program(Scheme("t"))
+    weight = made.module.get_parameter("middle.0.expand.weight")
+    weight.data[3] *= 50
+    bounds = dict(made.tensors())["middle.0.expand"]
+    bounds.upper.data *= 60
+    assert measured(made)["middle.0.expand", "activations"].cause == "its range is set by 1 of 24 channels"
+
+
+def test_the_program_is_as_it_was() -> None:
+    made = program(Scheme("t"))
+    noisy, sigma = torch.rand(1, 3, 32, 32), torch.tensor([0.1])
+    with torch.no_grad():
+        before = made(noisy, sigma)
+        measured(made)
+        torch.testing.assert_close(made(noisy, sigma), before, rtol=0, atol=0)
+    assert not any(bounds._forward_pre_hooks for bounds in made.ranges)
+
+
+@pytest.mark.parametrize("scheme", [Scheme("s", symmetric_activations=True, every_tensor=False, quantized_io=False)])
+def test_a_scheme_that_quantizes_at_convolutions_alone(scheme: Scheme) -> None:
+    found = measured(program(scheme))
+    # What is read by no convolution is not rounded.
+    assert ("tail", "activations") not in found
+    assert ("finish.0 sum", "activations") in found
+
+
+def test_tiles_that_come_with_their_noise() -> None:
+    clean = smooth_tiles(4)
+    tiles = NoisyTiles(clean, noisy_tiles(clean, 20), np.full(4, 20, np.float32))
+    assert {tuple(item.lost) for item in sensitivity(program(Scheme("t")), tiles, SIGMAS)} == {("20",)}
