@@ -272,7 +272,7 @@ def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel
 def _check_names(recipe: Recipe) -> None:
     """Refuse a model or teacher that is unknown, or has no weights; files are looked at when they are read."""
     shipped = checkpoints.shipped()
-    if recipe.weights is not None and importers.accepts(recipe.model):
+    if recipe.weights is not None and importers.accepts(recipe.model) and not importers.takes_weights(recipe.model):
         raise RecipeError(f"weights {str(recipe.weights)!r}: {recipe.model} brings its own; leave --weights out")
     if recipe.model not in names() and Path(recipe.model).is_dir() and not importers.accepts(recipe.model):
         raise RecipeError(f"model {recipe.model!r} is a folder without saved_model.pb: expected a SavedModel or a file")
@@ -294,7 +294,10 @@ def _check_names(recipe: Recipe) -> None:
 def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     """The model to compress, and its teacher."""
     source = recipe.weights or recipe.model
-    original = _load(source, recipe.model)
+    if importers.accepts(recipe.model):
+        original = importers.load(recipe.model, recipe.weights)
+    else:
+        original = _load(source, recipe.model)
     if recipe.model in names():
         _check_fits(original, recipe.model, str(source))
     if recipe.teacher in _NO_TEACHER_FILE:

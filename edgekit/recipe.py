@@ -198,8 +198,8 @@ class QuantizeSettings(Settings):
 class Recipe(Settings):
     """Everything that a compression run does; written into the bundle, and run again it gives the same model files."""
 
-    # What to compress: a registered model, with its shipped weights unless `weights` names a .safetensors file; or a
-    # file of the user's own: .onnx, .keras, .h5, a SavedModel folder.
+    # What to compress: a registered model, with its shipped weights unless `weights` names a file; or a network of the
+    # user's own: net.py:make (with or without `weights`), .pt2, .onnx, .keras, .h5, a SavedModel folder.
     model: str = "dsunet-s"
     weights: Path | None = None
     # Who teaches the pruned student: "original" (the model before pruning), a registered model with shipped weights,

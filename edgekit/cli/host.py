@@ -31,11 +31,11 @@ def compress(
         typer.Option(
             metavar="NAME|FILE",
             show_default="dsunet-s",
-            help="Model (`edgekit models` lists them), or an .onnx, .keras or SavedModel of your own.",
+            help="Model (`edgekit models` lists them), or your own: net.py:make, .pt2, .onnx, .keras, SavedModel.",
         ),
     ] = None,
     weights: Annotated[
-        Flag, typer.Option(metavar="FILE", show_default="shipped", help="Its weights, a .safetensors file.")
+        Flag, typer.Option(metavar="FILE", show_default="shipped", help="Its weights, a .safetensors or .pth file.")
     ] = None,
     teacher: Annotated[
         Flag,

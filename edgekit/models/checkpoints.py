@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgekit.errors import CheckpointError, EdgekitError, UnknownNameError
 from edgekit.models.base import DenoiserModel
@@ -49,8 +49,16 @@ def load(source: str | Path, model: str | DenoiserModel | None = None, **overrid
         target = create(model, **overrides)
     else:
         target = _from_header(path, header)
-    _fill(target, state, path)
+    _fill(target, state, path, f"{target.arch} {target.config()}")
     return target.eval()
+
+
+def fill(module: nn.Module, path: Path, name: str) -> None:
+    """Load a weight file into a module of the user's own, called `name` in messages.
+
+    Raises: CheckpointError: the file cannot be read, does not fit, or holds NaN or infinity.
+    """
+    _fill(module, _read(_find(path))[0], path, name)
 
 
 def metadata(source: str | Path) -> dict[str, str]:
@@ -186,7 +194,7 @@ def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
         raise CheckpointError(f"{path}: its header does not describe a model ({error})") from error
 
 
-def _fill(model: DenoiserModel, state: Mapping[str, Tensor], path: Path) -> None:
+def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:
     wanted = model.state_dict()
     problems = []
     if missing := sorted(wanted.keys() - state.keys()):
@@ -201,7 +209,7 @@ def _fill(model: DenoiserModel, state: Mapping[str, Tensor], path: Path) -> None
     if wrong:
         problems.append(_some(wrong))
     if problems:
-        raise CheckpointError(f"{path} does not fit {model.arch} {model.config()}: {'; '.join(problems)}")
+        raise CheckpointError(f"{path} does not fit {name}: {'; '.join(problems)}")
     _check_finite(state, path)
     # assign: a model on the meta device has nothing to copy into.
     model.load_state_dict({k: _cast(v, torch.float32) for k, v in state.items()}, assign=_is_meta(model))
@@ -212,7 +220,7 @@ def _cast(value: Tensor, kind: torch.dtype) -> Tensor:
     return value.to(kind if value.is_floating_point() else value.dtype, copy=True).contiguous()
 
 
-def _is_meta(model: DenoiserModel) -> bool:
+def _is_meta(model: nn.Module) -> bool:
     return any(p.is_meta for p in model.parameters())
 
 

@@ -45,7 +45,7 @@ def load(path: Path) -> GraphModel:
     """
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401 - before the file is read: `convert` needs it
     except ModuleNotFoundError as error:
         raise MissingExtraError.needs(f"reading {path}", str(error.name), "onnx,onnxruntime") from None
     if not path.is_file():
@@ -55,6 +55,14 @@ def load(path: Path) -> GraphModel:
         onnx.checker.check_model(file)
     except Exception as error:  # whatever protobuf and the checker raise
         raise CheckpointError(f"{path} is no whole ONNX file ({_first(error)}): export it again") from error
+    return convert(file, path)
+
+
+def convert(file: Any, path: Path) -> GraphModel:
+    """As `load`, of a ModelProto in memory, which is changed; `path` is what messages call it."""
+    import onnx
+    import onnxruntime
+
     # onnx writes newer versions of the file format than ONNX Runtime opens; what changed is no operator of a denoiser.
     file.ir_version = min(file.ir_version, _IR)
     image, level, kind = _inputs(file, path)

@@ -1,0 +1,167 @@
+"""PyTorch modules and exported programs read as a network: the same numbers, and one line for what cannot be read."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+from edgekit.errors import CheckpointError
+from edgekit.models import importers
+
+# A user's file, with a class of each kind of signature.
+CODE = """
+import torch
+from torch import nn
+from beside import WIDTH
+
+class Blind(nn.Module):
+    def __init__(self, channels=3):
+        super().__init__()
+        self.a = nn.Conv2d(channels, WIDTH, 3, padding=1)
+        self.n = nn.BatchNorm2d(WIDTH)
+        self.b = nn.Conv2d(WIDTH, channels, 3, padding=1)
+    def forward(self, x):
+        return x - self.b(torch.relu(self.n(self.a(x))))
+
+class Level(Blind):
+    def __init__(self):
+        super().__init__()
+        self.s = nn.Linear(1, WIDTH, bias=False) if False else nn.Conv2d(1, WIDTH, 1, bias=False)
+    def forward(self, x, sigma):
+        return x - self.b(torch.relu(self.a(x) + self.s(sigma.view(-1, 1, 1, 1))))
+
+class Map(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(4, 8, 3, padding=1)
+        self.b = nn.Conv2d(8, 3, 3, padding=1)
+    def forward(self, x, sigma):
+        return x - self.b(torch.relu(self.a(torch.cat([x, sigma], 1))))
+
+class Joined(Map):
+    def forward(self, x):
+        return x[:, :3] - self.b(torch.relu(self.a(x)))
+
+def gray():
+    return Blind(1)
+
+def broken():
+    raise RuntimeError("no such setting\\nmore")
+
+def text():
+    return "a network"
+
+class Shrinks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3)
+    def forward(self, x):
+        return self.a(x)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def code(tmp_path: Path) -> Path:
+    (tmp_path / "beside.py").write_text("WIDTH = 8\n")
+    file = tmp_path / "mine.py"
+    file.write_text(textwrap.dedent(CODE))
+    torch.manual_seed(0)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("factory", "channels", "blind"),
+    [("Blind", 3, True), ("gray", 1, True), ("Level", 3, False), ("Map", 3, False), ("Joined", 3, False)],
+)
+def test_a_factory_is_read_whatever_its_signature(code: Path, factory: str, channels: int, blind: bool) -> None:
+    model = importers.load(f"{code}:{factory}")
+    # What it computes was held against the module's own output while it was read.
+    assert (model.channels, model.blind) == (channels, blind)
+    assert model.halo == 2
+    assert model(torch.rand(2, channels, 24, 40), torch.tensor([0.1, 0.2])).shape == (2, channels, 24, 40)
+
+
+def test_weights_come_from_a_file_of_their_own(code: Path, tmp_path: Path) -> None:
+    module = torch.nn.Module()
+    stored = {
+        "a.weight": torch.zeros(8, 3, 3, 3), "a.bias": torch.full((8,), 0.5), "b.weight": torch.zeros(3, 8, 3, 3),
+        "b.bias": torch.tensor([0.1, 0.2, 0.3]), "n.weight": torch.ones(8), "n.bias": torch.zeros(8),
+        "n.running_mean": torch.zeros(8), "n.running_var": torch.ones(8), "n.num_batches_tracked": torch.tensor(3),
+    }  # fmt: skip
+    assert not list(module.parameters())
+    path = tmp_path / "x.pth"
+    torch.save({"state_dict": stored}, path)
+    model = importers.load(f"{code}:Blind", path)
+    image = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            image - model(image, torch.tensor([0.1])),
+            torch.tensor([0.1, 0.2, 0.3])[None, :, None, None].expand(1, 3, 16, 16),
+        )
+    torch.save({**stored, "more": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"x\.pth does not fit mine\.py:Blind: unexpected more"):
+        importers.load(f"{code}:Blind", path)
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        ("none", r"mine\.py has no none: it defines Blind, Level, Map, Joined, gray"),
+        ("number", r"mine\.py has no number"),
+        ("broken", r"mine\.py:broken raised RuntimeError: no such setting$"),
+        ("text", r"mine\.py:text returned str: expected a torch\.nn\.Module"),
+        ("Shrinks", r"mine\.py:Shrinks takes neither an image"),
+    ],
+)
+def test_what_is_no_factory_of_a_denoiser(code: Path, factory: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message) as caught:
+        importers.load(f"{code}:{factory}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    for name in ("gone.py:make", "gone.pt2"):
+        with pytest.raises(CheckpointError, match=r"gone\.pt?[y2]+: no such file"):
+            importers.load(tmp_path / name)
+
+
+class Exported(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.level = nn.Conv2d(1, 3, 1)
+
+    def forward(self, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = noisy - self.conv(noisy) * self.level(sigma)
+        return result
+
+
+def test_an_exported_program(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = Exported().eval()
+    noisy, sigma = torch.rand(1, 3, 32, 48), torch.full((1, 1, 1, 1), 0.1)
+    path = tmp_path / "mine.pt2"
+    torch.export.save(torch.export.export(module, (noisy, sigma)), path)
+    model = importers.load(path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(noisy, torch.tensor([0.1])), module(noisy, sigma), atol=1e-5, rtol=1e-5)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(CheckpointError, match=r"mine\.pt2 is no program of torch\.export"):
+        importers.load(path)
+
+
+def test_which_of_them_take_weights() -> None:
+    assert importers.takes_weights("a/b.py:make")
+    assert not importers.takes_weights("a/b.pt2")
+    assert not importers.takes_weights("a/b.onnx")
+    assert importers.accepts("a/b.py:make")
+    assert not importers.accepts("a/b.py")
