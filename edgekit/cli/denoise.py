@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from numpy.typing import NDArray
 
 from edgekit.cli.progress import Bars
 from edgekit.errors import DataError, OutputExistsError, RecipeError
 from edgekit.runtime import images as files
+from edgekit.runtime.denoiser import Denoiser
+from edgekit.runtime.denoiser import open as open_bundle
 
 
 def denoise(
@@ -31,8 +34,6 @@ def denoise(
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Denoise images; size, depth, colour and alpha stay as they are."""
-    from edgekit.runtime.denoiser import open as open_bundle
-
     level = _level(sigma)
     jobs = plan(images, out, force=force)
     unreadable = []
@@ -42,34 +43,46 @@ def denoise(
         open_bundle(model, threads=threads, device=device, hint=hint, cache=cache) as denoiser,
         Bars() as bars,
     ):
-        for done, (source, target) in enumerate(jobs):
-            bars("denoise", done, len(jobs), source.name)
-            try:
-                picture = files.load(source)
-            except DataError as error:
-                # Of a folder, one bad file must not cost the others.
-                if len(jobs) == 1:
-                    raise
-                unreadable.append(str(error))
-                typer.echo(f"skipped: {error}", err=True)
-                continue
-            sigma_told = level
-            if level == "auto" and denoiser.sigma_range is not None:
-                found = denoiser.estimate(picture.pixels)
-                doubt = "; JPEG noise reads too low" if source.suffix.lower() in (".jpg", ".jpeg") else ""
-                if not found.clamped:  # that case warns below
-                    sigma_told = found.sigma
-                    typer.echo(f"note: {source}: sigma {found.sigma:.1f}, estimated{doubt}", err=True)
-            with warnings.catch_warnings(record=True) as told:
-                warnings.simplefilter("always")
-                clean = denoiser(picture.pixels, sigma=sigma_told)
-            for warning in told:
-                typer.echo(f"note: {source}: {warning.message}", err=True)
+        under_way: deque[tuple[Path, files.Picture]] = deque()
+
+        def pictures() -> Iterator[tuple[NDArray[Any], float | None]]:
+            for source, target in jobs:
+                try:
+                    picture = files.load(source)
+                except DataError as error:
+                    # Of a folder, one bad file must not cost the others.
+                    if len(jobs) == 1:
+                        raise
+                    unreadable.append(str(error))
+                    typer.echo(f"skipped: {error}", err=True)
+                    continue
+                under_way.append((target, picture))
+                yield picture.pixels, _told(denoiser, source, picture, level)
+
+        bars("denoise", 0, len(jobs))
+        for done, clean in enumerate(denoiser.many(pictures()), 1):
+            target, picture = under_way.popleft()
             target.parent.mkdir(parents=True, exist_ok=True)
             files.save(target, clean, like=picture, overwrite=force)
+            bars("denoise", done + len(unreadable), len(jobs), target.name)
         bars("denoise", len(jobs), len(jobs))
     if unreadable:
         raise DataError(f"skipped {len(unreadable)} of {len(jobs)} images, the first: {unreadable[0]}")
+
+
+def _told(denoiser: Denoiser, source: Path, picture: files.Picture, level: float | str) -> float | None:
+    """The noise level that the model is told of an image; an estimated one is said to the user."""
+    if denoiser.sigma_range is None:
+        return None
+    if not isinstance(level, str):
+        return level
+    found = denoiser.estimate(picture.pixels)
+    doubt = "; JPEG noise reads too low" if source.suffix.lower() in (".jpg", ".jpeg") else ""
+    if found.clamped:
+        low, high = denoiser.sigma_range
+        doubt = f"{doubt}; outside what {denoiser.manifest.name} takes ({low:g} to {high:g}): using {found.sigma:g}"
+    typer.echo(f"note: {source}: sigma {found.raw:.1f}, estimated{doubt}", err=True)
+    return found.sigma
 
 
 def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path, Path]]:

@@ -7,8 +7,8 @@ import os
 import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,7 +70,8 @@ class Denoiser:
                 )
         tiling.step(self.tile, self.halo, self.stride)
         self._bundle: Bundle | None = None
-        self._lock = threading.Lock()
+        # The thread that reads a stream of results may call in between.
+        self._lock = threading.RLock()
 
     @classmethod
     def from_bundle(
@@ -149,17 +150,33 @@ class Denoiser:
             RecipeError: sigma is missing or out of range. EngineError: the engine failed.
         Warns: UserWarning: an estimated sigma lay outside the range and was clamped to it.
         """
-        array = np.asarray(image)
-        colours = _colours(array)
-        planes = array[..., None] if array.ndim == 2 else array
-        shown = planes[..., :colours]
-        _check_values(shown)
-        feed = self._feed(self._told(self._level(shown, sigma), shown.shape[2]))
+        (clean,) = self.many([(image, sigma)])
+        return clean
+
+    def many(self, jobs: Iterable[tuple[ArrayLike, float | str | None]]) -> Iterator[NDArray[Any]]:
+        """Remove the noise of many images, one after the other; with `hint="throughput"` several tiles at once.
+
+        The engine then need not wait at the end of each image: tiles of the next one run beside the last of the one
+        before. A few images are in memory at a time. Until the last result is taken, other threads wait.
+
+        Args:
+            jobs: images and their noise levels, as for a call; asked for as they are needed.
+        Returns: the clean images in order.
+        Raises, Warns: as a call; what was wrong with an image ends the stream.
+        """
+        under_way: deque[_Job] = deque()
+
+        def shown() -> Iterator[NDArray[Any]]:
+            for image, sigma in jobs:
+                under_way.append(self._job(image, sigma))
+                yield under_way[-1].shown
+
         with self._lock:
-            clean = self._run(shown, feed)
-        if colours < planes.shape[2]:
-            clean = np.concatenate([clean, planes[..., colours:]], axis=2)
-        return clean.reshape(array.shape)
+            for clean in self._run(shown(), under_way):
+                job = under_way.popleft()
+                if job.alpha is not None:
+                    clean = np.concatenate([clean, job.alpha], axis=2)
+                yield clean.reshape(job.shape)
 
     def estimate(self, image: ArrayLike) -> SigmaEstimate:
         """The noise level that `sigma="auto"` would use: see `edgekit.runtime.estimate.estimate_sigma` for its limits.
@@ -228,37 +245,59 @@ class Denoiser:
             return level
         return min(level * _GRAY, self.manifest.sigma[1])
 
-    def _feed(self, level: float | None) -> dict[str, NDArray[Any]]:
-        if self._sigma is None or level is None:
-            return {}
-        return {self._sigma.name: pixels.encode_sigma(level, self._sigma)}
+    def _job(self, image: ArrayLike, sigma: float | str | None) -> _Job:
+        array = np.asarray(image)
+        colours = _colours(array)
+        planes = array[..., None] if array.ndim == 2 else array
+        shown = planes[..., :colours]
+        _check_values(shown)
+        level = self._told(self._level(shown, sigma), colours)
+        feed = {}
+        if self._sigma is not None and level is not None:
+            feed[self._sigma.name] = pixels.encode_sigma(level, self._sigma)
+        alpha = planes[..., colours:] if colours < planes.shape[2] else None
+        # A gray model takes a colour image channel by channel.
+        parts = colours if colours > self.channels else 1
+        return _Job(shown, array.shape, alpha, feed, parts)
 
-    def _run(self, shown: NDArray[Any], feed: dict[str, NDArray[Any]]) -> NDArray[Any]:
-        native = shown.dtype.newbyteorder("=")
-
-        # A gray model takes a colour window channel by channel.
-        count = shown.shape[2] if shown.shape[2] > self.channels else 1
-        waiting: deque[NDArray[Any]] = deque()
+    def _run(self, images: Iterator[NDArray[Any]], under_way: deque[_Job]) -> Iterator[NDArray[Any]]:
+        """Clean images, of those that `images` gives, whose jobs stand in `under_way` from then on."""
+        waiting: deque[tuple[NDArray[Any], int]] = deque()
 
         def feeds(windows: Iterator[NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
             for window in windows:
-                whole = window.astype(native, copy=False)
-                for part in np.split(whole, count, axis=2):
-                    waiting.append(part)
+                job = under_way[-1]
+                whole = window.astype(window.dtype.newbyteorder("="), copy=False)
+                for part in np.split(whole, job.parts, axis=2):
+                    waiting.append((part, job.parts))
                     seen = np.repeat(part, self.channels, axis=2) if part.shape[2] < self.channels else part
-                    yield {self._image.name: pixels.encode(seen, self._image), **feed}
+                    yield {self._image.name: pixels.encode(seen, self._image), **job.feed}
 
         def mapper(windows: Iterator[NDArray[Any]]) -> Iterator[NDArray[Any]]:
             parts: list[NDArray[Any]] = []
             for output in run_all(self.engine, feeds(windows)):
-                parts.append(pixels.decode(output, self._clean, waiting.popleft()))
+                part, count = waiting.popleft()
+                parts.append(pixels.decode(output, self._clean, part))
                 if len(parts) == count:
                     yield parts[0] if count == 1 else np.concatenate(parts, axis=2)
                     parts = []
 
         # Where the engine takes any size, no more is computed at the lower and right border than must be.
         fit = self.engine.any_size
-        return tiling.run_mapped(shown, mapper, tile=self.tile, halo=self.halo, stride=self.stride, fit=fit)
+        return tiling.run_mapped(images, mapper, tile=self.tile, halo=self.halo, stride=self.stride, fit=fit)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An image on its way: its colours [H, W, C], its own shape, its alpha, what the model is told, and how many times
+    each window is run.
+    """
+
+    shown: NDArray[Any]
+    shape: tuple[int, ...]
+    alpha: NDArray[Any] | None
+    feed: dict[str, NDArray[Any]]
+    parts: int
 
 
 def open(

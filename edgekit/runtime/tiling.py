@@ -9,6 +9,7 @@ integer arithmetic, to the rounding of sums in float.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -139,30 +140,44 @@ def run_tiled(
     Returns: [H, W, C] in the image's dtype: what the module's definition says of the whole image.
     Raises: ShapeError: as in `step`.
     """
-    return run_mapped(image, lambda windows: map(function, windows), tile=tile, halo=halo, stride=stride)
+    (result,) = run_mapped(iter([image]), lambda windows: map(function, windows), tile=tile, halo=halo, stride=stride)
+    return result
 
 
 def run_mapped(
-    image: NDArray[Any],
+    images: Iterator[NDArray[Any]],
     mapper: Callable[[Iterator[NDArray[Any]]], Iterator[NDArray[Any]]],
     *,
     tile: int,
     halo: int,
     stride: int,
     fit: bool = False,
-) -> NDArray[Any]:
-    """As `run_tiled`, for a function that takes the stream of windows: it may work on several of them at once.
+) -> Iterator[NDArray[Any]]:
+    """As `run_tiled`, of a stream of images, for a function that takes the stream of all their windows.
+
+    It may work on several windows at once, those of the next image beside the last ones of the image before. An image
+    is asked for when the windows of the one before were all handed over.
 
     Args:
         mapper: takes windows [tile, tile, C], yields one output of the window's size for each, in their order. Memory
-            holds as many windows as it takes before it yields.
+            holds as many windows, and the images they are of, as it takes before it yields.
         fit: windows at the lower and right border are no larger than they must be, in multiples of the stride.
     """
-    result = np.empty_like(image, order="C", subok=False)
-    places = list(tiles(image.shape[0], image.shape[1], tile, halo, stride, fit=fit))
-    windows = (window(image, row.origin, column.origin, row.size, column.size) for row, column in places)
-    for (row, column), output in zip(places, mapper(windows), strict=True):
+    started: deque[tuple[NDArray[Any], deque[tuple[Span, Span]]]] = deque()
+
+    def windows() -> Iterator[NDArray[Any]]:
+        for image in images:
+            places = list(tiles(image.shape[0], image.shape[1], tile, halo, stride, fit=fit))
+            started.append((np.empty_like(image, order="C", subok=False), deque(places)))
+            for row, column in places:
+                yield window(image, row.origin, column.origin, row.size, column.size)
+
+    for output in mapper(windows()):
+        result, left = started[0]
+        row, column = left.popleft()
         result[row.start : row.stop, column.start : column.stop] = output[
             row.start - row.origin : row.stop - row.origin, column.start - column.origin : column.stop - column.origin
         ]
-    return result
+        if not left:
+            started.popleft()
+            yield result

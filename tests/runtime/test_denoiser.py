@@ -264,6 +264,84 @@ def test_open_closes_the_bundle_it_opened(tiny: Stand, monkeypatch: pytest.Monke
     assert bundle.closed == 2
 
 
+def test_many_images_give_what_each_gives_alone(tiny: Stand) -> None:
+    denoiser = Denoiser.from_bundle(tiny, threads=1)
+    rng = np.random.default_rng(0)
+    jobs: list[tuple[Any, float]] = [
+        (picture(50, 70), 25),
+        (rng.integers(0, 256, (9, 33), dtype=np.uint8), 5),  # gray
+        (rng.integers(0, 65536, (40, 31, 4), dtype=np.uint16), 50),  # alpha
+        (rng.random((20, 64, 3)), 10),
+    ]
+    together = list(denoiser.many(iter(jobs)))
+    assert len(together) == len(jobs)
+    for (image, sigma), clean in zip(jobs, together, strict=True):
+        assert clean.dtype == image.dtype
+        np.testing.assert_array_equal(clean, denoiser(image, sigma))
+    assert list(denoiser.many([])) == []
+
+
+def test_a_stream_asks_for_images_as_it_needs_them_and_lets_go_when_left(tiny: Stand) -> None:
+    denoiser = Denoiser.from_bundle(tiny, threads=1)
+    asked = []
+
+    def jobs() -> Any:
+        for k in range(5):
+            asked.append(k)
+            yield picture(20, 20), 25
+
+    stream = denoiser.many(jobs())
+    next(stream)
+    assert asked == [0]
+    # Its reader may call in between.
+    denoiser(picture(20, 20), 25)
+    stream.close()
+    results: list[Any] = []
+    other = threading.Thread(target=lambda: results.append(denoiser(picture(20, 20), 25)))
+    other.start()
+    other.join(timeout=10)
+    assert len(results) == 1
+
+
+def test_a_bad_image_ends_the_stream_and_the_ones_before_were_given(tiny: Stand) -> None:
+    denoiser = Denoiser.from_bundle(tiny, threads=1)
+    stream = denoiser.many([(picture(20, 20), 25), (np.zeros((3, 3, 9), np.uint8), 25)])
+    assert next(stream).shape == (20, 20, 3)
+    with pytest.raises(ShapeError, match="9 channels"):
+        next(stream)
+
+
+class Late:
+    """An engine that holds back some outputs, as one that works on several tiles at once does."""
+
+    def __init__(self, engine: Any, depth: int) -> None:
+        self._engine, self._depth = engine, depth
+        self.most = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def run_many(self, batches: Any) -> Any:
+        held: list[Any] = []
+        for batch in batches:
+            held.append(self._engine.run(batch))
+            self.most = max(self.most, len(held))
+            if len(held) == self._depth:
+                yield held.pop(0)
+        yield from held
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7, 100])
+def test_tiles_of_several_images_may_be_under_way(tiny: Stand, depth: int) -> None:
+    plain = Denoiser.from_bundle(tiny, threads=1)
+    late = Late(plain.engine, depth)
+    denoiser = Denoiser(late, plain.manifest, plain.variant)  # type: ignore[arg-type]
+    images = [picture(30 + 11 * k, 25) for k in range(6)]
+    for image, clean in zip(images, denoiser.many((i, 25) for i in images), strict=True):
+        np.testing.assert_array_equal(clean, plain(image, 25))
+    assert late.most >= min(depth, 6)
+
+
 class Echo:
     """An engine for any size and layout that gives its input back."""
 

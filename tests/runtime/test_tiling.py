@@ -187,5 +187,5 @@ def test_fitted_windows_give_what_tiles_do(height: int, width: int, radius: int,
     def mapper(windows: Any) -> Any:
         return (cells(window, radius, stride) for window in windows)
 
-    fitted = run_mapped(image, mapper, tile=tile, halo=halo, stride=stride, fit=True)
+    (fitted,) = run_mapped(iter([image]), mapper, tile=tile, halo=halo, stride=stride, fit=True)
     np.testing.assert_array_equal(fitted, whole(image, lambda x: cells(x, radius, stride), halo, stride))
