@@ -45,6 +45,8 @@ class QuantizedProgram:
         self.sigma_range = sigma_range
         self.channels, self.stride, self.halo = model.channels, model.stride, model.halo
         self.module: GraphModule = prepare_qat_pt2e(export(model), SchemeQuantizer(scheme, sigma_range))
+        # What the roundings of a layer's weights were found to add to its output, by the weights' quantizer.
+        self._shifts: dict[ChannelWeights, tuple[str, Tensor]] = {}
 
     def __call__(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         """Run it: noisy float32 [N, C, H, W] in 0..1, sigma [N] in 0..1. Returns clean [N, C, H, W]."""
@@ -56,22 +58,42 @@ class QuantizedProgram:
         """The activation quantizers, each once, in the order of the graph."""
         return [m for m in self.module.modules() if isinstance(m, LearnedRange)]
 
+    def shift(self, quantizer: ChannelWeights, bias: str, mean: Tensor) -> None:
+        """Take off a bias what the rounding of weights adds to their layer's output on average.
+
+        Args:
+            quantizer: the weights'.
+            bias: the parameter's name.
+            mean: what is added, [channels].
+        """
+        self._shifts[quantizer] = (bias, mean)
+        with torch.no_grad():
+            self.module.get_parameter(bias).sub_(mean)
+
     @contextmanager
     def in_float(self) -> Iterator[None]:
-        """Within it nothing is quantized (ranges that still observe go on observing)."""
-        self.module.apply(disable_fake_quant)
-        try:
+        """Within it nothing is quantized or corrected (ranges that still observe go on observing)."""
+        with self.only():
             yield
-        finally:
-            self.module.apply(enable_fake_quant)
 
     @contextmanager
     def only(self, *quantizers: FakeQuantizeBase) -> Iterator[None]:
-        """Within it these alone quantize."""
-        with self.in_float():
-            for quantizer in quantizers:
-                enable_fake_quant(quantizer)
+        """Within it these alone quantize, and of the biases those alone are shifted that belong to them."""
+        self.module.apply(disable_fake_quant)
+        for quantizer in quantizers:
+            enable_fake_quant(quantizer)
+        kept = {}
+        for quantizer, (name, mean) in self._shifts.items():
+            if quantizer not in quantizers:
+                bias = self.module.get_parameter(name)
+                kept[name] = bias.data
+                bias.data = bias.data + mean
+        try:
             yield
+        finally:
+            for name, value in kept.items():
+                self.module.get_parameter(name).data = value
+            self.module.apply(enable_fake_quant)
 
     def tensors(self) -> list[tuple[str, LearnedRange]]:
         """The tensors that are rounded, in the order they are written, by the module that writes them.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from edgekit.compress.batches import Batch, Batches, Progress
+from edgekit.compress.bias_correction import correct_biases
 from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.lessons import fingerprint
 from edgekit.compress.program import QuantizedProgram
@@ -90,6 +91,7 @@ def _observe(program: QuantizedProgram, observed: Sequence[Batch]) -> None:
                 "expected finite values; look for NaN in the weights or images"
             )
         bounds.learn()
+    correct_biases(program, observed)
 
 
 def _learn(

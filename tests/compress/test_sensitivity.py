@@ -59,7 +59,7 @@ def test_a_coarser_scale_shows_at_its_own_tensor_alone() -> None:
     after = measured(made)
     # A random network is no denoiser: it may even gain.
     assert abs(before["finish.0.expand", "activations"].mean) < 0.01
-    assert abs(after["finish.0.expand", "activations"].mean) > 0.1
+    assert abs(after["finish.0.expand", "activations"].mean) > 0.05
     assert {k: v for k, v in after.items() if k[0] != "finish.0.expand"} == {
         k: v for k, v in before.items() if k[0] != "finish.0.expand"
     }
