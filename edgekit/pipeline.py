@@ -17,18 +17,21 @@ from numpy.typing import NDArray
 from edgekit._version import __version__
 from edgekit.bundle import reader, writer
 from edgekit.bundle.golden import Golden
-from edgekit.bundle.manifest import Manifest, ModelFacts, Thresholds, Variant
+from edgekit.bundle.manifest import Manifest, ModelFacts, Sensitivity, Thresholds, Variant
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.batches import Progress as StepProgress
+from edgekit.compress.budget import Wide, choose
 from edgekit.compress.distill import distill
 from edgekit.compress.evaluate import denoise_whole, evaluate
 from edgekit.compress.lessons import fingerprint
+from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.prune import prune
 from edgekit.compress.quantize import quantize
 from edgekit.compress.record import Size, StageRecord
 from edgekit.compress.sensitivity import sensitivity
 from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, importers, names
+from edgekit.models.complexity import layer_macs
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
 from edgekit.runtime.denoiser import Denoiser
@@ -41,6 +44,10 @@ from edgekit.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 
+# Share of the MACs that an INT8 bundle computes in integers at least.
+MIN_INT8_SHARE = 0.9
+# How often quantization is begun anew with more layers in float.
+_MOST_ATTEMPTS = 4
 # Seconds a step, a batch or a file takes on two cores of a 2024 server, with dsunet-s and the default batches: for the
 # estimate of --dry-run only.
 _MACS_PER_STEP = 8600 * 8 * 96 * 96
@@ -398,19 +405,10 @@ def _export(
     suffix = f" {target.name}" if many else ""
     records = list(shared)
     _, _, quantization = settings_of(recipe)
-    program = None
+    program: QuantizedProgram | None = None
+    costs: tuple[Sensitivity, ...] = ()
     if _learns(recipe):
-        program, record = quantize(
-            compressed,
-            target.scheme(),
-            quantization,
-            run.images.batches,
-            run.images.tiles,
-            sigma_range=(recipe.sigma[0] / 255, recipe.sigma[1] / 255),
-            sigmas=run.images.sigmas,
-            progress=run.reporter(f"quantize{suffix}"),
-            checkpoint=run.work.checkpoint(f"quantize-{target.name}"),
-        )
+        program, record, costs = _quantize(run, target, recipe, compressed, records[0], suffix)
         records.append(record)
     stage = f"export{suffix}"
     run.progress(stage, 0, 3, "lowering")
@@ -418,7 +416,9 @@ def _export(
     files.mkdir(exist_ok=True)
     stem = _stem(recipe)
     noisy, clean, sigma = run.images.golden.noisy, run.images.golden.clean, run.images.golden.sigma
-    thresholds = Thresholds(max_drop=recipe.max_drop, min_int8_share=0.9 if recipe.precision == "int8" else 0.0)
+    thresholds = Thresholds(
+        max_drop=recipe.max_drop, min_int8_share=MIN_INT8_SHARE if recipe.precision == "int8" else 0.0
+    )
 
     def ran(lowered: Lowered) -> tuple[Manifest, NDArray[np.uint8], str]:
         manifest = _manifest(run, target, recipe, original, compressed, lowered, records, thresholds)
@@ -434,9 +434,7 @@ def _export(
         lowered = target.lower(compressed, program, files, name=stem, tile=recipe.tile, precision=recipe.precision)
     run.progress(stage, 1, 3, "golden tiles")
     manifest, host, kernels = ran(lowered)
-    if program is not None:
-        run.progress(stage, 1, 3, "what each tensor costs")
-        manifest = replace(manifest, sensitivity=sensitivity(program, run.images.tiles, run.images.sigmas))
+    manifest = replace(manifest, sensitivity=costs)
     outputs = {f"{target.name} {lowered.variants[0].name}": host}
     if program is not None:
         for quantizer in target.quantizers:
@@ -456,6 +454,63 @@ def _export(
     written = {name: files / name for v in lowered.variants for name in v.files}
     written |= {name: _text_file(files / name, text) for name, text in target.extras(manifest).items()}
     return _Exported(target, manifest, golden, written, outputs)
+
+
+def _quantize(
+    run: _Run,
+    target: Target,
+    recipe: Recipe,
+    compressed: DenoiserModel,
+    original: StageRecord,
+    suffix: str,
+) -> tuple[QuantizedProgram, StageRecord, tuple[Sensitivity, ...]]:
+    """Quantize within the budget of `max_drop`: layers stay in float, as few as can be, where it would be exceeded.
+
+    Returns: the program, its record, and what each of its tensors costs.
+    """
+    _, _, settings = settings_of(recipe)
+    scheme, left = target.scheme(), list[Wide]()
+    macs = {name: float(count) for name, count in layer_macs(compressed, 8 * compressed.stride)}
+    report = run.reporter(f"quantize{suffix}")
+    for attempt in range(_MOST_ATTEMPTS):
+        program, record = quantize(
+            compressed,
+            scheme,
+            settings,
+            run.images.batches,
+            run.images.tiles,
+            sigma_range=(recipe.sigma[0] / 255, recipe.sigma[1] / 255),
+            sigmas=run.images.sigmas,
+            progress=report,
+            checkpoint=run.work.checkpoint(f"quantize-{target.name}{f'-{attempt}' if attempt else ''}"),
+        )
+        report(1, 1, "what each tensor costs")
+        costs = sensitivity(program, run.images.tiles, run.images.sigmas)
+        excess = _mean(original.db_after) - _mean(record.db_after) - recipe.max_drop
+        # What pruning lost no integer wins back.
+        lost = _mean(record.db_before) - _mean(record.db_after)
+        more = [] if excess <= 0 else choose(program, costs, macs, excess=min(excess, lost), least=MIN_INT8_SHARE)
+        if not more or attempt == _MOST_ATTEMPTS - 1:
+            break
+        left += more
+        scheme = replace(scheme, wide=frozenset().union(scheme.wide, *(item.layers for item in more)))
+        _log.warning("%.2f dB above --max-drop: %s", excess, "; ".join(item.told() for item in more))
+    if left:
+        record = replace(
+            record,
+            what=f"{record.what}; {'; '.join(item.told() for item in left)}",
+            details={**record.details, "wide": sorted(scheme.wide)},
+        )
+    if excess > 0:
+        _log.warning(
+            "--max-drop %g cannot be met: %.2f dB above it on held-out tiles%s",
+            recipe.max_drop, excess, "" if more else f", and no layer is left that {MIN_INT8_SHARE:.0%} int8 allows",
+        )  # fmt: skip
+    return program, record, costs
+
+
+def _mean(db: Mapping[float, float]) -> float:
+    return sum(db.values()) / len(db)
 
 
 def _text_file(path: Path, text: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ pytest.importorskip("litert_torch")
 
 from edgekit import pipeline
 from edgekit.bundle import reader
+from edgekit.bundle.manifest import Sensitivity
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, evaluate
 from edgekit.errors import CheckpointError, DataError, ExportError, OutputExistsError, RecipeError, UnknownNameError
@@ -173,6 +175,35 @@ def test_a_failure_says_where_finished_stages_are(
         pipeline.compress(recipe(weights), out=tmp_path)
     (work,) = tmp_path.iterdir()
     assert f"finished stages are kept in {work}: --resume goes on there, --force starts over" in caplog.text
+
+
+def test_layers_stay_in_float_where_the_budget_would_be_exceeded(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = pipeline.quantize
+
+    def lossy(model: Any, scheme: Any, *rest: Any, **named: Any) -> Any:
+        program, record = real(model, scheme, *rest, **named)
+        # The network is next to the identity, where integers cost nothing: let them cost 1 dB until a layer is float.
+        return program, record if scheme.wide else replace(
+            record, db_after={k: v - 1 for k, v in record.db_after.items()}
+        )
+
+    cost = Sensitivity("middle.0.expand", "activations", {"5": 0.9}, "why not")
+    monkeypatch.setattr(pipeline, "quantize", lossy)
+    monkeypatch.setattr(pipeline, "sensitivity", lambda *_: (cost,))
+    monkeypatch.setattr(pipeline, "MIN_INT8_SHARE", 0.5)
+    monkeypatch.setattr(logging.getLogger("edgekit"), "propagate", True)
+    (bundle,) = pipeline.compress(recipe(weights, max_drop=0.5, steps=0, prune=0), out=tmp_path)
+    stage = bundle.manifest.stages[-1]
+    told = "middle.0.expand, middle.0.project in float (the integers between them alone cost 0.90 dB, why not)"
+    assert told in stage["what"]
+    assert told in caplog.text
+    assert {layer.name for layer in bundle.manifest.layers if layer.dtype == "float32"} == set(stage["details"]["wide"])
+    monkeypatch.setattr(pipeline, "MIN_INT8_SHARE", 0.999)
+    caplog.clear()
+    pipeline.compress(recipe(weights, max_drop=0.5, steps=0, prune=0), out=tmp_path / "other")
+    assert "--max-drop 0.5 cannot be met: 0.50 dB above it on held-out tiles, and no layer is left" in caplog.text
 
 
 def test_a_teacher_may_be_a_network_of_another_library(tmp_path: Path) -> None:

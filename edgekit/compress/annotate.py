@@ -106,7 +106,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         output = image if _leaves(node) and self.scheme.quantized_io else activation
         inputs: dict[Node, Any] = {}
         if node.target in CONVOLUTIONS:
-            if str(_node(node.args[1]).target).removesuffix(".weight") in self.scheme.wide:
+            if self._is_wide(node):
                 return
             weights = _weights(self.scheme, CONVOLUTIONS[node.target])
             inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
@@ -118,6 +118,8 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             # The convolution's own output stays float up to the addition, which is then fused into it.
             skips = [a for a in node.args[:2] if isinstance(a, Node) and not _is_branch(a)]
             inputs, result = ({skips[0]: activation}, None) if len(skips) == 1 else ({}, None)
+        elif node.target in RELU and self._is_wide(_node(node.args[0])) and all(self._is_wide(u) for u in node.users):
+            return  # between two layers that stay float
         elif node.target in RELU or node.target in _CURVES:
             source = _node(node.args[0])
             built_in = node.target in RELU or tuple(node.args[1:]) in _BUILT_IN
@@ -142,6 +144,10 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             input_qspec_map=inputs, output_qspec=result, _annotated=True
         )
 
+    def _is_wide(self, node: Node) -> bool:
+        """Whether a node is a convolution that stays in float."""
+        return node.target in CONVOLUTIONS and _layer(node) in self.scheme.wide
+
     def _spec_of(self, source: Node, default: Any) -> Any:
         """A tensor has one scale: what its producer was given, if it was given one."""
         if not self.scheme.every_tensor or source.op == "get_attr":
@@ -164,6 +170,11 @@ def _is_branch(node: Node) -> bool:
 def _leaves(node: Node) -> bool:
     """Whether a value is the image that leaves the network, as it is or with its pixels moved."""
     return any(user.op == "output" or (user.target in MOVES and _leaves(user)) for user in node.users)
+
+
+def _layer(node: Node) -> str:
+    """The module path of a convolution."""
+    return str(_node(node.args[1]).target).removesuffix(".weight")
 
 
 def _node(value: Any) -> Node:

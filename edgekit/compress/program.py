@@ -109,6 +109,22 @@ class QuantizedProgram:
                 found[bounds] = _written_by(node.args[0])
         return [(name, bounds) for bounds, name in found.items()]
 
+    def between(self) -> dict[str, frozenset[str]]:
+        """By name, the tensors that one convolution writes and only convolutions read, and the paths of all these."""
+        named = {bounds: name for name, bounds in self.tensors()}
+        modules = dict(self.module.named_modules(remove_duplicate=False))
+        found: dict[str, frozenset[str]] = {}
+        for node in self.module.graph.nodes:
+            bounds = modules.get(str(node.target)) if node.op == "call_module" else None
+            if not isinstance(bounds, LearnedRange) or bounds not in named:
+                continue
+            writer = _behind(node)
+            writer = _behind(writer.args[0]) if writer.target in RELU else writer  # type: ignore[arg-type]
+            ends = [writer, *node.users]
+            if all(end.target in CONVOLUTIONS for end in ends):
+                found[named[bounds]] = frozenset(_layer_path(end) for end in ends)
+        return found
+
     def layers(self) -> list[QuantizedLayer]:
         """The convolutions in the order they run."""
         modules = dict(self.module.named_modules(remove_duplicate=False))
@@ -145,6 +161,13 @@ def _behind(node: Node) -> Node:
     return source
 
 
+def _layer_path(convolution: Node) -> str:
+    """The module path of a convolution."""
+    weight = convolution.args[1]
+    assert isinstance(weight, Node)
+    return str(_behind(weight).target).removesuffix(".weight")
+
+
 def _written_by(node: Node) -> str:
     """The path of the module that a tensor comes from, by its weights where it has any."""
     source = _behind(node)
@@ -154,9 +177,7 @@ def _written_by(node: Node) -> str:
         assert isinstance(before, Node)
         source = _behind(before)
     if source.target in CONVOLUTIONS:
-        weight = source.args[1]
-        assert isinstance(weight, Node)
-        return str(_behind(weight).target).removesuffix(".weight")
+        return _layer_path(source)
     stack = list((source.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
     stem = source.name.rstrip("_0123456789")

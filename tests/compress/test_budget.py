@@ -1,0 +1,72 @@
+"""The budget: which tensors are left unrounded, and that they then are."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from edgekit.bundle.manifest import Sensitivity
+from edgekit.compress.budget import choose
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.scheme import Scheme
+from edgekit.models import create
+
+RANGE = (0.0, 55 / 255)
+MACS = {f"model.{k}": 100.0 for k in range(0, 10, 2)}
+
+
+def program(wide: frozenset[str] = frozenset()) -> QuantizedProgram:
+    torch.manual_seed(0)
+    # model.0, .2, .4, .6 and .8 are convolutions, with ReLUs between.
+    model = create("dncnn-25", widths=[8] * 4, channels=1).eval()
+    found = QuantizedProgram(model, Scheme("t", wide=wide), RANGE)
+    with found.in_float(), torch.no_grad():
+        found(torch.rand(1, 1, 32, 32), torch.tensor([0.1]))
+    for bounds in found.ranges:
+        bounds.learn()
+    return found
+
+
+def cost(name: str, db: float, kind: str = "activations") -> Sensitivity:
+    return Sensitivity(name, kind, {"5": db, "25": db})
+
+
+COSTS = [cost("model.2", 0.1), cost("model.6", 0.5), cost("model.4", 0.3), cost("model.6", 2.0, "weights")]
+
+
+def test_tensors_between_convolutions_are_known() -> None:
+    between = program().between()
+    assert between == {f"model.{k}": frozenset({f"model.{k}", f"model.{k + 2}"}) for k in range(0, 8, 2)}
+
+
+def test_the_costliest_go_first_and_no_more_than_it_takes() -> None:
+    found = choose(program(), COSTS, MACS, excess=0.4, least=0.0)
+    assert [item.layers for item in found] == [{"model.6", "model.8"}]
+    found = choose(program(), COSTS, MACS, excess=0.6, least=0.0)
+    assert [item.tensor.name for item in found] == ["model.6", "model.4"]
+    assert found[0].told() == "model.6, model.8 in float (the integers between them alone cost 0.50 dB)"
+
+
+def test_the_share_of_integers_is_kept() -> None:
+    # Two of five layers are float: 60% is left. The next tensor would take a third.
+    assert len(choose(program(), COSTS, MACS, excess=9, least=0.6)) == 1
+    assert choose(program(), COSTS, MACS, excess=9, least=0.7) == []
+    assert len(choose(program(), COSTS, MACS, excess=9, least=0.0)) == 3
+
+
+def test_what_is_float_already_is_not_chosen_again() -> None:
+    wide = program(frozenset({"model.6", "model.8"}))
+    assert [item.tensor.name for item in choose(wide, COSTS, MACS, excess=0.1, least=0.0)] == ["model.4"]
+
+
+def test_a_tensor_between_wide_layers_is_not_rounded() -> None:
+    wide = program(frozenset({"model.6", "model.8"}))
+    assert "model.6" not in dict(wide.tensors())
+    assert {"model.0", "model.2", "model.4"} <= set(dict(wide.tensors()))
+    assert [layer.name for layer in wide.layers() if layer.weight is None] == ["model.6", "model.8"]
+
+
+def test_nothing_that_costs_nothing_is_chosen() -> None:
+    free = [dataclasses.replace(item, lost={"5": -0.1}) for item in COSTS]
+    assert choose(program(), free, MACS, excess=0.1, least=0.0) == []
