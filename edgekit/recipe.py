@@ -145,7 +145,7 @@ class PruneSettings(Settings):
 class DistillSettings(Settings):
     """Recovery training of the pruned student."""
 
-    steps: PositiveInt = 1600
+    steps: PositiveInt = 2000
     # What the caller draws the batches with.
     batch: PositiveInt = 8
     patch: PositiveInt = 96
@@ -160,7 +160,9 @@ class DistillSettings(Settings):
     feature_weight: Annotated[float, Field(ge=0)] = 0.0
     # Module of the student -> module of the teacher whose output it imitates, e.g. {"middle": "middle"}.
     features: dict[str, str] = {}
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    # Muon: after so many steps 0.1 to 0.15 dB better than AdamW at its best rate.
+    optimizer: Literal["adamw", "muon"] = "muon"
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     warmup: Annotated[int, Field(ge=0)] = 50
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -174,9 +176,9 @@ class QuantizeSettings(Settings):
     """INT8: ranges observed on noisy batches, then learned together with the weights (QAT)."""
 
     # 0 is calibration alone (post-training quantization).
-    steps: Annotated[int, Field(ge=0)] = 700
+    steps: Annotated[int, Field(ge=0)] = 300
     calibration_batches: PositiveInt = 8
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     # Ranges are in units of their observed width.
     range_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     warmup: Annotated[int, Field(ge=0)] = 20

@@ -21,6 +21,7 @@ from edgekit.compress.steps import Checkpoint, finite
 from edgekit.errors import RecipeError, UnknownNameError
 from edgekit.losses import LOSSES, weighted
 from edgekit.models.base import DenoiserModel
+from edgekit.muon import Muon
 from edgekit.precision import resolve
 from edgekit.recipe import DistillSettings
 from edgekit.schedule import Average, cosine
@@ -161,7 +162,10 @@ class _Learner:
             self._imitation = FeatureLoss(settings.features, features, example.taught, settings.seed).to(self._device)
         modules = [m for m in (student, self._imitation) if m is not None]
         self._parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(self._parameters, weight_decay=settings.weight_decay, fused=True)
+        kind = Muon if settings.optimizer == "muon" else torch.optim.AdamW
+        self._optimizer = kind(
+            [{"params": self._parameters}], lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
         self._average = Average(self._parameters, settings.ema)
         self.losses: list[float] = []
 

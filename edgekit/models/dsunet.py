@@ -35,7 +35,7 @@ from edgekit.models.unet_core import ShuffledUNet
     }
 )
 class DSUNet(ShuffledUNet):
-    """Depthwise-separable U-Net, sized by MACs: students n (2.8 kMAC/px), s (8.6), m (19.2); l (40.3) teaches."""
+    """Depthwise-separable U-Net, sized by MACs: students n (2.9 kMAC/px), s (8.5), m (19.2); l (40.3) teaches."""
 
     arch = "dsunet"
     source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind FFDNet's pixel-unshuffle (arXiv:1710.04026)"

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
+from edgekit.muon import Muon
 from edgekit.recipe import TrainSettings
-from edgekit.train.muon import Muon
 
 
 def optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from edgekit.models import create
-from edgekit.train.muon import Muon, orthogonal
+from edgekit.muon import Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 4, 36), (2, 36, 4)])
