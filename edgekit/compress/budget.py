@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from edgekit.bundle.manifest import Sensitivity
 from edgekit.compress.program import QuantizedProgram
 
+# Share of the excess that must be won back for layers to stay in float. Losses do not add up, so half may well be all.
+_WORTH = 0.5
+
 
 @dataclass(frozen=True)
 class Wide:
@@ -47,12 +50,14 @@ def choose(
         macs: of each layer.
         excess: dB lost above the budget.
         least: share of the MACs that must stay in integers.
-    Returns: what to leave, the costliest first; empty where nothing can be left, or nothing that costs anything.
+    Returns: what to leave, the costliest first; empty where all that could be left would not win back half of the
+        excess: then float layers cost time and do not help.
     """
     total, wide = sum(macs.values()), set(program.scheme.wide)
     between = program.between()
     ranked = sorted((i for i in sensitivity if i.kind == "activations" and i.mean > 0), key=lambda i: -i.mean)
     chosen: list[Wide] = []
+    won = 0.0
     for item in ranked:
         layers = between.get(item.name, frozenset())
         left = sum(macs.get(name, 0.0) for name in wide | layers)
@@ -60,7 +65,7 @@ def choose(
             continue
         chosen.append(Wide(layers, item))
         wide |= layers
-        excess -= item.mean
-        if excess <= 0:
+        won += item.mean
+        if won >= excess:
             break
-    return chosen
+    return chosen if won >= excess * _WORTH else []

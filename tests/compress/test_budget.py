@@ -50,9 +50,9 @@ def test_the_costliest_go_first_and_no_more_than_it_takes() -> None:
 
 def test_the_share_of_integers_is_kept() -> None:
     # Two of five layers are float: 60% is left. The next tensor would take a third.
-    assert len(choose(program(), COSTS, MACS, excess=9, least=0.6)) == 1
-    assert choose(program(), COSTS, MACS, excess=9, least=0.7) == []
-    assert len(choose(program(), COSTS, MACS, excess=9, least=0.0)) == 3
+    assert len(choose(program(), COSTS, MACS, excess=0.9, least=0.6)) == 1
+    assert choose(program(), COSTS, MACS, excess=0.9, least=0.7) == []
+    assert len(choose(program(), COSTS, MACS, excess=0.9, least=0.0)) == 3
 
 
 def test_what_is_float_already_is_not_chosen_again() -> None:
@@ -65,6 +65,12 @@ def test_a_tensor_between_wide_layers_is_not_rounded() -> None:
     assert "model.6" not in dict(wide.tensors())
     assert {"model.0", "model.2", "model.4"} <= set(dict(wide.tensors()))
     assert [layer.name for layer in wide.layers() if layer.weight is None] == ["model.6", "model.8"]
+
+
+def test_layers_stay_integers_where_float_would_not_help() -> None:
+    # 0.9 dB can be won back at most, by what each costs alone.
+    assert len(choose(program(), COSTS, MACS, excess=1.8, least=0.0)) == 3
+    assert choose(program(), COSTS, MACS, excess=1.9, least=0.0) == []
 
 
 def test_nothing_that_costs_nothing_is_chosen() -> None:
