@@ -10,6 +10,8 @@ from edgekit.compress.program import QuantizedProgram
 
 # Share of the excess that must be won back for layers to stay in float. Losses do not add up, so half may well be all.
 _WORTH = 0.5
+# dB that a tensor must cost alone to be worth float layers: on the few tiles it is measured on, less is chance.
+_LEAST = 0.01
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def choose(
     """
     total, wide = sum(macs.values()), set(program.scheme.wide)
     between = program.between()
-    ranked = sorted((i for i in sensitivity if i.kind == "activations" and i.mean > 0), key=lambda i: -i.mean)
+    ranked = sorted((i for i in sensitivity if i.kind == "activations" and i.mean >= _LEAST), key=lambda i: -i.mean)
     chosen: list[Wide] = []
     won = 0.0
     for item in ranked:

@@ -74,5 +74,6 @@ def test_layers_stay_integers_where_float_would_not_help() -> None:
 
 
 def test_nothing_that_costs_nothing_is_chosen() -> None:
-    free = [dataclasses.replace(item, lost={"5": -0.1}) for item in COSTS]
-    assert choose(program(), free, MACS, excess=0.1, least=0.0) == []
+    for cost in (-0.1, 0.009):
+        free = [dataclasses.replace(item, lost={"5": cost}) for item in COSTS]
+        assert choose(program(), free, MACS, excess=0.001, least=0.0) == []
