@@ -492,9 +492,9 @@ def _quantize(
         report(1, 1, "what each tensor costs")
         costs = sensitivity(program, run.images.tiles, run.images.sigmas)
         excess = _mean(original.db_after) - _mean(record.db_after) - recipe.max_drop
-        # What pruning lost no integer wins back.
+        # What pruning lost no float layer wins back.
         lost = _mean(record.db_before) - _mean(record.db_after)
-        more = [] if excess <= 0 else choose(program, costs, macs, excess=min(excess, lost), least=MIN_INT8_SHARE)
+        more = choose(program, costs, macs, excess=excess, least=MIN_INT8_SHARE) if excess <= lost else []
         if not more or attempt == _MOST_ATTEMPTS - 1:
             break
         left += more
@@ -503,7 +503,8 @@ def _quantize(
     notes = [item.told() for item in left]
     if excess > 0:
         # On these tiles. The golden ones decide, and the verdict says so.
-        notes.append(f"{excess:.2f} dB above --max-drop, which no more layers in float would mend")
+        why = f"after {_MOST_ATTEMPTS} attempts" if more else "which no more layers in float would mend"
+        notes.append(f"{excess:.2f} dB above --max-drop, {why}")
     if notes:
         details = {**record.details, **({"wide": sorted(scheme.wide)} if left else {})}
         record = replace(record, what="; ".join([record.what, *notes]), details=details)
@@ -559,7 +560,7 @@ def _with_time(record: StageRecord, manifest: Manifest, files: Path, wide: Seque
     for denoiser in engines.values():
         denoiser.close()
     macs = {layer.name: layer.macs for layer in manifest.layers}
-    share = sum(macs[name] for name in wide) / sum(macs.values())
+    share = sum(macs.get(name, 0) for name in wide) / sum(macs.values())
     integers = (mixed - share * floats) / (1 - share) if share < 1 else mixed
     extra = max(0.0, mixed - integers)
     told = f"{record.what}; float there costs about {1e3 * extra:.1f} ms of {1e3 * mixed:.1f} ms a tile here"

@@ -222,7 +222,7 @@ class Recipe(Settings):
     # Who makes the integers: edgekit learns ranges (QAT); "nncf" is NNCF's post-training quantization, for OpenVINO.
     quantizer: Literal["edgekit", "nncf"] = "edgekit"
     precision: Literal["int8", "fp16", "fp32"] = "int8"
-    # dB lost at most, in all, against the original FP32 model.
+    # dB lost at most, in all, against the original FP32 model; layers stay in float where integers would exceed it.
     max_drop: Annotated[float, Field(gt=0, le=20)] = 0.5
     # Height and width of the target's static input, in pixels.
     tile: Annotated[int, Field(ge=32, le=4096)] = 512

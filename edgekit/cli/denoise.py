@@ -11,7 +11,7 @@ import typer
 from numpy.typing import NDArray
 
 from edgekit.cli.progress import Bars
-from edgekit.errors import DataError, OutputExistsError, RecipeError
+from edgekit.errors import DataError, OutputExistsError, RecipeError, ShapeError
 from edgekit.runtime import images as files
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.denoiser import open as open_bundle
@@ -49,15 +49,17 @@ def denoise(
             for source, target in jobs:
                 try:
                     picture = files.load(source)
-                except DataError as error:
+                    told = _told(denoiser, source, picture, level)
+                except (DataError, ShapeError) as error:
                     # Of a folder, one bad file must not cost the others.
                     if len(jobs) == 1:
                         raise
-                    unreadable.append(str(error))
-                    typer.echo(f"skipped: {error}", err=True)
+                    message = str(error) if isinstance(error, DataError) else f"{source}: {error}"
+                    unreadable.append(message)
+                    typer.echo(f"skipped: {message}", err=True)
                     continue
                 under_way.append((target, picture))
-                yield picture.pixels, _told(denoiser, source, picture, level)
+                yield picture.pixels, told
 
         bars("denoise", 0, len(jobs))
         for done, clean in enumerate(denoiser.many(pictures()), 1):

@@ -103,7 +103,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
 
     def _operator(self, node: Node, activation: QuantizationSpec, image: QuantizationSpec) -> None:
         every = self.scheme.every_tensor
-        output = image if _leaves(node) and self.scheme.quantized_io else activation
+        output = image if leaves(node) and self.scheme.quantized_io else activation
         inputs: dict[Node, Any] = {}
         if node.target in CONVOLUTIONS:
             if self._is_wide(node):
@@ -167,9 +167,9 @@ def _is_branch(node: Node) -> bool:
     return _is_branch(_node(node.args[0])) if moved else node.target in CONVOLUTIONS
 
 
-def _leaves(node: Node) -> bool:
+def leaves(node: Node) -> bool:
     """Whether a value is the image that leaves the network, as it is or with its pixels moved."""
-    return any(user.op == "output" or (user.target in MOVES and _leaves(user)) for user in node.users)
+    return any(user.op == "output" or (user.target in MOVES and leaves(user)) for user in node.users)
 
 
 def _layer(node: Node) -> str:

@@ -55,6 +55,8 @@ def choose(
     Returns: what to leave, the costliest first; empty where all that could be left would not win back half of the
         excess: then float layers cost time and do not help.
     """
+    if excess <= 0:
+        return []
     total, wide = sum(macs.values()), set(program.scheme.wide)
     between = program.between()
     ranked = sorted((i for i in sensitivity if i.kind == "activations" and i.mean >= _LEAST), key=lambda i: -i.mean)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantizeBase, disable_fake_quant, enable_fake_quant
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
-from edgekit.compress.annotate import CONVOLUTIONS, MOVES, RELU, SchemeQuantizer
+from edgekit.compress.annotate import CONVOLUTIONS, MOVES, RELU, SchemeQuantizer, leaves
 from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
 from edgekit.compress.scheme import Scheme
 from edgekit.models.base import DenoiserModel
@@ -65,7 +66,10 @@ class QuantizedProgram:
             quantizer: the weights'.
             bias: the parameter's name.
             mean: what is added, [channels].
+        Raises: ValueError: it was done before.
         """
+        if quantizer in self._shifts:
+            raise ValueError(f"{bias} was shifted before: a second mean would be of a shifted layer")
         self._shifts[quantizer] = (bias, mean)
         with torch.no_grad():
             self.module.get_parameter(bias).sub_(mean)
@@ -99,7 +103,7 @@ class QuantizedProgram:
         """The tensors that are rounded, in the order they are written, by the module that writes them.
 
         Left out are the image and sigma, whose integers are fixed. What a module adds up is "its path sum"; outside of
-        any module it is "sum", numbered.
+        any module it is "sum", numbered. Where a module writes several, the later ones are numbered, too.
         """
         modules = dict(self.module.named_modules(remove_duplicate=False))
         found: dict[LearnedRange, str] = {}
@@ -107,7 +111,12 @@ class QuantizedProgram:
             bounds = modules.get(str(node.target)) if node.op == "call_module" else None
             if isinstance(bounds, LearnedRange) and not bounds.fixed and bounds not in found:
                 found[bounds] = _written_by(node.args[0])
-        return [(name, bounds) for bounds, name in found.items()]
+        count: Counter[str] = Counter()
+        named = []
+        for bounds, name in found.items():
+            count[name] += 1
+            named.append((name if count[name] == 1 else f"{name} ({count[name]})", bounds))
+        return named
 
     def between(self) -> dict[str, frozenset[str]]:
         """By name, the tensors that one convolution writes and only convolutions read, and the paths of all these."""
@@ -121,7 +130,8 @@ class QuantizedProgram:
             writer = _behind(node)
             writer = _behind(writer.args[0]) if writer.target in RELU else writer  # type: ignore[arg-type]
             ends = [writer, *node.users]
-            if all(end.target in CONVOLUTIONS for end in ends):
+            # The last convolution stays in integers: the image leaves as 8 bits.
+            if all(end.target in CONVOLUTIONS for end in ends) and not any(leaves(end) for end in ends):
                 found[named[bounds]] = frozenset(_layer_path(end) for end in ends)
         return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,10 +18,9 @@ from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.record import SIGMAS, Size, StageRecord
 from edgekit.compress.scheme import Scheme
 from edgekit.compress.steps import Checkpoint, finite
-from edgekit.errors import TrainingError
+from edgekit.errors import RecipeError, TrainingError
 from edgekit.losses import weighted
 from edgekit.models.base import DenoiserModel
-from edgekit.precision import has_bfloat16
 from edgekit.recipe import QuantizeSettings
 from edgekit.schedule import Average, cosine
 
@@ -62,7 +62,9 @@ def quantize(
     calibrated = evaluate(program, tiles, sigmas)
     after = calibrated
     if settings.steps:
-        run = fingerprint(observed, model, scheme=str(scheme), **settings.model_dump())
+        run = fingerprint(
+            observed, model, scheme={**asdict(scheme), "wide": sorted(scheme.wide)}, **settings.model_dump()
+        )
         _learn(program, teacher, settings, batches, progress, Checkpoint(checkpoint, run))
         after = evaluate(program, tiles, sigmas)
     size = Size(model.macs_per_pixel(), model.parameter_count())
@@ -102,6 +104,10 @@ def _learn(
     progress: Progress,
     checkpoint: Checkpoint,
 ) -> None:
+    if not (settings.teacher_weight or settings.clean_weight):
+        raise RecipeError(
+            "teacher_weight and clean_weight are 0: nothing would tell the integers what to do; raise one"
+        )
     ranges = [p for bounds in program.ranges for p in bounds.parameters() if p.requires_grad]
     known = {id(p) for bounds in program.ranges for p in bounds.parameters()}
     weights = [p for p in program.module.parameters() if id(p) not in known]
@@ -146,21 +152,16 @@ def _loss(program: QuantizedProgram, teacher: DenoiserModel, settings: QuantizeS
 
     An image whose squared distance to the float output is a share s of the float model's own squared error loses about
     10 log10(1 + s) dB: each level of noise counts as the dB that it loses. And where integers can do what floats do,
-    this is zero and without noise, unlike the distance to a clean image, which stays large whatever is learned.
+    this is zero, unlike the distance to a clean image, which stays large whatever is learned.
     """
     output = program(batch.noisy, batch.sigma)
     loss = output.new_zeros(())
     if settings.teacher_weight:
-        taught = _teach(teacher, batch.noisy, batch.sigma)
+        with torch.no_grad():
+            # In float32: what bfloat16 rounds away is more than what is left to learn at low noise.
+            taught = teacher(batch.noisy.contiguous(memory_format=torch.channels_last), batch.sigma)
         own = (taught - batch.clean).square().flatten(1).mean(1) + _ROUNDING
         loss = loss + settings.teacher_weight * ((output - taught).square().flatten(1).mean(1) / own).mean()
     if settings.clean_weight:
         loss = loss + settings.clean_weight * weighted({"l1": 1.0}, output, batch.clean, batch.sigma)
     return loss
-
-
-@torch.no_grad()
-def _teach(teacher: DenoiserModel, noisy: Tensor, sigma: Tensor) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=has_bfloat16("cpu")):
-        clean: Tensor = teacher(noisy.contiguous(memory_format=torch.channels_last), sigma)
-    return clean.float()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields, replace
@@ -183,10 +184,13 @@ def _blame(item: Sensitivity) -> str:
 def _mend(blamed: Sequence[Sensitivity]) -> str:
     """What may win back dB that quantization lost."""
     fixes = ["quantize longer (--steps)"]
-    lost = [float(level) for item in blamed for level, db in item.lost.items() if db > 2 * item.mean]
-    if lost:
+    lost: Counter[str] = Counter()
+    for item in blamed:
+        lost.update(item.lost)
+    level, most = max(lost.items(), key=lambda pair: pair[1], default=("", 0.0))
+    if most > 2 * sum(lost.values()) / max(1, len(lost)):
         # One scale serves every level: what low noise needs fine, high noise needs wide.
-        fixes.append(f"or for a narrower range of noise (--sigma; sigma {min(lost):g} loses most)")
+        fixes.append(f"or for a narrower range of noise (--sigma; sigma {level} loses most)")
     return ", ".join([*fixes, "or export --precision fp16"])
 
 

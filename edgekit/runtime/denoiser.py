@@ -70,7 +70,7 @@ class Denoiser:
                 )
         tiling.step(self.tile, self.halo, self.stride)
         self._bundle: Bundle | None = None
-        # The thread that reads a stream of results may call in between.
+        # What a stream asks its images from may call in between.
         self._lock = threading.RLock()
 
     @classmethod
@@ -150,33 +150,41 @@ class Denoiser:
             RecipeError: sigma is missing or out of range. EngineError: the engine failed.
         Warns: UserWarning: an estimated sigma lay outside the range and was clamped to it.
         """
-        (clean,) = self.many([(image, sigma)])
+        (clean,) = self._stream(iter([self._job(image, sigma)]))
         return clean
 
     def many(self, jobs: Iterable[tuple[ArrayLike, float | str | None]]) -> Iterator[NDArray[Any]]:
         """Remove the noise of many images, one after the other; with `hint="throughput"` several tiles at once.
 
         The engine then need not wait at the end of each image: tiles of the next one run beside the last of the one
-        before. A few images are in memory at a time. Until the last result is taken, other threads wait.
+        before. A few images are in memory at a time. Other calls may come in between two results.
 
         Args:
             jobs: images and their noise levels, as for a call; asked for as they are needed.
         Returns: the clean images in order.
         Raises, Warns: as a call; what was wrong with an image ends the stream.
         """
+        return self._stream(self._job(image, sigma) for image, sigma in jobs)
+
+    def _stream(self, jobs: Iterator[_Job]) -> Iterator[NDArray[Any]]:
         under_way: deque[_Job] = deque()
 
         def shown() -> Iterator[NDArray[Any]]:
-            for image, sigma in jobs:
-                under_way.append(self._job(image, sigma))
-                yield under_way[-1].shown
+            for job in jobs:
+                under_way.append(job)
+                yield job.shown
 
-        with self._lock:
-            for clean in self._run(shown(), under_way):
-                job = under_way.popleft()
-                if job.alpha is not None:
-                    clean = np.concatenate([clean, job.alpha], axis=2)
-                yield clean.reshape(job.shape)
+        cleaned = self._run(shown(), under_way)
+        while True:
+            # For each result anew, not across a yield: a stream may be read by one thread after another.
+            with self._lock:
+                clean = next(cleaned, None)
+            if clean is None:
+                return
+            job = under_way.popleft()
+            if job.alpha is not None:
+                clean = np.concatenate([clean, job.alpha], axis=2)
+            yield clean.reshape(job.shape)
 
     def estimate(self, image: ArrayLike) -> SigmaEstimate:
         """The noise level that `sigma="auto"` would use: see `edgekit.runtime.estimate.estimate_sigma` for its limits.
@@ -225,7 +233,7 @@ class Denoiser:
                     f"estimated sigma {found.raw:.1f} is outside what {self.manifest.name} takes ({allowed[0]:g} to "
                     f"{allowed[1]:g}): using {found.sigma:g}",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=4,  # whoever called __call__
                 )
             return found.sigma
         if sigma is None:

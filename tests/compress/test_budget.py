@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
+import pytest
 import torch
 
 from edgekit.bundle.manifest import Sensitivity
 from edgekit.compress.budget import choose
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.scheme import Scheme
-from edgekit.models import create
+from edgekit.models import create, importers
 
 RANGE = (0.0, 55 / 255)
 MACS = {f"model.{k}": 100.0 for k in range(0, 10, 2)}
@@ -77,3 +79,23 @@ def test_nothing_that_costs_nothing_is_chosen() -> None:
     for cost in (-0.1, 0.009):
         free = [dataclasses.replace(item, lost={"5": cost}) for item in COSTS]
         assert choose(program(), free, MACS, excess=0.001, least=0.0) == []
+
+
+def test_the_last_convolution_stays_in_integers_and_names_are_unique(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "net.py"
+    file.write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n"
+        "        self.a, self.b, self.c = (nn.Conv2d(i, o, 3, padding=1) for i, o in ((3, 4), (4, 4), (4, 3)))\n"
+        "    def forward(self, x):\n"
+        "        x = self.a(x)\n        return self.c(self.b(torch.relu(x)) + x)\n"
+    )
+    found = QuantizedProgram(importers.load(f"{file}:Net"), Scheme("t"), RANGE)
+    names = [name for name, _ in found.tensors()]
+    # One convolution, read by a ReLU and by a sum.
+    assert len(names) == len(set(names))
+    assert len(names) == 5
+    # Neither does a convolution alone write and read any tensor, nor may the last one become float.
+    assert found.between() == {}

@@ -303,12 +303,25 @@ def test_a_stream_asks_for_images_as_it_needs_them_and_lets_go_when_left(tiny: S
     assert len(results) == 1
 
 
-def test_a_bad_image_ends_the_stream_and_the_ones_before_were_given(tiny: Stand) -> None:
+def test_a_stream_may_be_read_by_one_thread_after_another(tiny: Stand) -> None:
     denoiser = Denoiser.from_bundle(tiny, threads=1)
-    stream = denoiser.many([(picture(20, 20), 25), (np.zeros((3, 3, 9), np.uint8), 25)])
-    assert next(stream).shape == (20, 20)
-    with pytest.raises(ShapeError, match="9 channels"):
-        next(stream)
+    stream = denoiser.many([(picture(20, 20), 25)] * 3)
+    results: list[Any] = []
+    for _ in range(3):
+        reader = threading.Thread(target=lambda: results.append(next(stream)))
+        reader.start()
+        reader.join(timeout=10)
+    assert len(results) == 3
+    assert list(stream) == []
+    np.testing.assert_array_equal(results[0], denoiser(picture(20, 20), 25))
+
+
+def test_the_warning_of_an_estimate_names_the_caller(tiny: Stand) -> None:
+    clean = dataclasses.replace(tiny.manifest, sigma=(40.0, 55.0))
+    denoiser = Denoiser.from_bundle(dataclasses.replace(tiny, manifest=clean), threads=1)
+    with pytest.warns(UserWarning, match="estimated sigma") as told:
+        denoiser(picture(40, 40), "auto")
+    assert told[0].filename == __file__
 
 
 class Late:
@@ -323,7 +336,14 @@ class Late:
 
     def run_many(self, batches: Any) -> Any:
         held: list[Any] = []
-        for batch in batches:
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception:
+                yield from held
+                raise
+            if batch is None:
+                break
             held.append(self._engine.run(batch))
             self.most = max(self.most, len(held))
             if len(held) == self._depth:
@@ -340,6 +360,17 @@ def test_tiles_of_several_images_may_be_under_way(tiny: Stand, depth: int) -> No
     for image, clean in zip(images, denoiser.many((i, 25) for i in images), strict=True):
         np.testing.assert_array_equal(clean, plain(image, 25))
     assert late.most >= min(depth, 6)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_bad_image_ends_the_stream_and_the_ones_before_were_given(tiny: Stand, depth: int) -> None:
+    plain = Denoiser.from_bundle(tiny, threads=1)
+    denoiser = Denoiser(Late(plain.engine, depth), plain.manifest, plain.variant)  # type: ignore[arg-type]
+    stream = denoiser.many([(picture(20, 20), 25), (picture(20, 20), 5), (np.zeros((3, 3, 9), np.uint8), 25)])
+    assert next(stream).shape == (20, 20)
+    assert next(stream).shape == (20, 20)
+    with pytest.raises(ShapeError, match="9 channels"):
+        next(stream)
 
 
 class Echo:

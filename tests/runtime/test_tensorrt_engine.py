@@ -78,6 +78,21 @@ def test_it_gives_what_the_model_gives(bundle: Path, fake: Fake) -> None:
     engine.close()
 
 
+def test_the_fp16_file_is_run_by_the_fp16_engine_of_the_fp32_file(bundle: Path, fake: Fake) -> None:
+    # TensorRT 8.6 to 10 makes its FP16 engine from the FP32 file.
+    fp16 = Variant("fp16-tensorrt", f"{NAME}.fp16.onnx", "tensorrt", INPUTS, OUTPUTS)
+    (bundle / fp16.file).write_bytes(tensorrt_bundle.onnx_bytes("fp16"))
+    engine = tensorrt.open(bundle / fp16.file, fp16, threads=1)
+    np.testing.assert_array_equal(
+        engine.run(feed()), tensorrt_bundle.run_onnx((bundle / FP32.file).read_bytes(), feed())
+    )
+    engine.close()
+    # Of another FP32 file it is not.
+    (bundle / FP32.file).write_bytes(b"another")
+    with pytest.raises(EngineError, match="was built from"):
+        tensorrt.open(bundle / fp16.file, fp16, threads=1)
+
+
 def test_one_run_is_one_stream_in_order(bundle: Path, fake: Fake) -> None:
     engine = open_int8(bundle)
     engine.run(feed())

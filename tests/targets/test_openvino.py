@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -136,6 +137,35 @@ def test_a_stream_comes_out_in_order_and_alike(lowered: Lowered, tiny: Tiny, fol
         assert len(found) == 7
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+def test_a_stream_of_several_sizes_comes_out_in_order(lowered: Lowered, tiny: Tiny, folder: Path) -> None:
+    default = lowered.variants[0]
+    feeds = []
+    for number, image in enumerate(images(tiny, 9)):
+        side = SIDE if number % 3 else SIDE // 2
+        feeds.append({"noisy": image[None, :side], "sigma": sigma()})
+    calm = open_engine(default, folder / default.file, 1)
+    # The tile has a model of its own, the other size has not.
+    busy = open_engine(default, folder / default.file, 2, options=EngineOptions(hint="throughput", tile=SIDE))
+    found = list(busy.run_many(iter(feeds)))  # type: ignore[attr-defined]
+    for one, feed in zip(found, feeds, strict=True):
+        np.testing.assert_array_equal(one, calm.run(feed))
+
+
+def test_a_stream_that_breaks_off_gives_what_was_under_way(lowered: Lowered, tiny: Tiny, folder: Path) -> None:
+    default = lowered.variants[0]
+    busy = open_engine(default, folder / default.file, 2, options=EngineOptions(hint="throughput"))
+
+    def feeds() -> Iterator[dict[str, NDArray[np.float32]]]:
+        for image in images(tiny, 5):
+            yield {"noisy": image[None], "sigma": sigma()}
+        raise RuntimeError("the caller's own")
+
+    found = []
+    with pytest.raises(RuntimeError, match="the caller's own"):
+        found += busy.run_many(feeds())  # type: ignore[attr-defined]
+    assert len(found) == 5
 
 
 def test_the_engine_tells_what_it_is(lowered: Lowered, folder: Path) -> None:

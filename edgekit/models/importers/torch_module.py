@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,10 +71,12 @@ def _program(path: Path) -> tuple[Any, tuple[Tensor, ...]]:
         arguments, named = program.example_inputs
     except Exception as error:  # a damaged file raises whatever its reader runs into
         raise CheckpointError(f"{path} is no program of torch.export ({_first(error)}): save it again") from error
-    sample = (*arguments, *named.values())
-    if not sample or not all(isinstance(value, Tensor) for value in sample):
-        raise CheckpointError(f"{path} was not exported with tensors alone: expected noisy, or noisy and sigma")
-    return program, sample
+    fix = "export it again with torch.export.export(module, (noisy, sigma)) or (noisy,), one image [1, C, H, W]"
+    if named or not arguments or not all(isinstance(value, Tensor) for value in arguments):
+        raise CheckpointError(f"{path} was not exported with one or two tensors in their order: {fix}")
+    if arguments[0].ndim != 4 or arguments[0].shape[0] != 1:
+        raise CheckpointError(f"{path} was exported with an image {list(arguments[0].shape)}: {fix}")
+    return program, arguments
 
 
 def _module(path: Path) -> nn.Module:
@@ -81,12 +85,16 @@ def _module(path: Path) -> nn.Module:
     file = Path(name)
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file")
-    spec = importlib.util.spec_from_file_location(f"edgekit_user_{file.stem}", file)
+    folder = str(file.resolve().parent)
+    # Two files of one name are two modules.
+    mark = hashlib.sha256(folder.encode()).hexdigest()[:8]
+    spec = importlib.util.spec_from_file_location(f"edgekit_user_{file.stem}_{mark}", file)
     assert spec is not None
     assert spec.loader is not None
     code = importlib.util.module_from_spec(spec)
     # As `python FILE.py` would find them: what it imports from beside it.
-    sys.path.insert(0, str(file.resolve().parent))
+    before = set(sys.modules)
+    sys.path.insert(0, folder)
     try:
         sys.modules[spec.name] = code  # dataclasses and the like look themselves up
         spec.loader.exec_module(code)
@@ -100,7 +108,11 @@ def _module(path: Path) -> nn.Module:
     except Exception as error:  # the user's own code
         raise CheckpointError(f"{path} raised {type(error).__name__}: {_first(error)}") from error
     finally:
-        sys.path.pop(0)
+        sys.path.remove(folder)
+        # What it imported from beside it is its own: another file may have neighbours of the same names.
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", None) or "").startswith(f"{folder}{os.sep}"):
+                del sys.modules[name]
     if not isinstance(module, nn.Module):
         raise CheckpointError(f"{path} returned {type(module).__name__}: expected a torch.nn.Module")
     return module.float()
@@ -167,8 +179,11 @@ def _read(module: Callable[..., Tensor], source: Any, sample: tuple[Tensor, ...]
         image = torch.from_numpy(noisy)
         if sample[0].shape[1] > noisy.shape[1]:
             image = torch.cat([image, torch.full((1, 1, *noisy.shape[2:]), sigma)], 1)
-        with torch.no_grad():
-            output = module(image, *(torch.full(level.shape, sigma) for level in sample[1:]))
+        try:
+            with torch.no_grad():
+                output = module(image, *(torch.full(level.shape, sigma) for level in sample[1:]))
+        except Exception as error:  # the user's own code
+            raise CheckpointError(f"{path} raised {type(error).__name__}: {_first(error)}") from error
         result: Array = output.numpy()
         return result
 

@@ -87,13 +87,16 @@ class LiteRTEngine:
         shape = self._image_shape()
         if shape is None or self._interpreter is None:
             return False
-        # Twice the width is a multiple of whatever the width is one of.
-        wide = (*shape[:2], 2 * shape[2], shape[3])
-        try:
-            found = self._sized(wide).get_output_details()[0]["shape"]
-        except (ValueError, RuntimeError):
-            return False
-        return [int(n) for n in found] == list(wide)
+        # A small size where the stride divides it; twice the width is a multiple of whatever the width is one of. Not
+        # kept: it would hold memory that no image needs.
+        for height, width in ((64, 128), (shape[1], 2 * shape[2])):
+            tried = (shape[0], height, width, shape[3])
+            try:
+                found = self._load(tried).get_output_details()[0]["shape"]
+            except (ValueError, RuntimeError):
+                continue
+            return [int(n) for n in found] == list(tried)
+        return False
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         if self._interpreter is None:
@@ -151,7 +154,7 @@ class LiteRTEngine:
     def _sized(self, shape: tuple[int, ...]) -> Any:
         """An interpreter for images [N, H, W, C] of another size, the latest few of which are kept.
 
-        Setting one up takes milliseconds; the weights are the file's pages in memory, which all of them share.
+        Setting one up takes milliseconds; the file's pages in memory are shared.
         """
         interpreter = self._others.pop(shape, None) or self._load(shape)
         while len(self._others) >= _MOST_SIZES:

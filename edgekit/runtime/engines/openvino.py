@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -33,6 +32,7 @@ _MOST_SIZES = 4
 # Sizes that are counted before the count begins anew.
 _MOST_COUNTED = 1000
 
+_T = TypeVar("_T")
 _Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
@@ -102,15 +102,15 @@ class OpenVINOEngine:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         self._check(inputs)
-        try:
-            compiled = self._for(inputs)
-            key = None if compiled is self._compiled else _shapes(inputs)
-            if key not in self._requests:
-                self._requests[key] = compiled.create_infer_request()
-            request = self._requests[key]
-            request.infer(dict(inputs), share_inputs=True)
-        except RuntimeError as error:
-            raise EngineError(f"{self._path.name} failed in {self.library}: {tensors.line(error)}") from error
+        return self._guarded(self._infer, inputs)
+
+    def _infer(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        compiled = self._for(inputs)
+        key = None if compiled is self._compiled else _shapes(inputs)
+        if key not in self._requests:
+            self._requests[key] = compiled.create_infer_request()
+        request = self._requests[key]
+        request.infer(dict(inputs), share_inputs=True)
         return self._output(request)
 
     def run_many(self, batches: Iterator[Mapping[str, NDArray[Any]]]) -> Iterator[NDArray[Any]]:
@@ -118,39 +118,58 @@ class OpenVINOEngine:
         if self.hint != "throughput":
             yield from map(self.run, batches)
             return
-        import openvino
+        queues: dict[int, tuple[Any, deque[int]]] = {}
+        # Requests under way, the oldest first: the queue, and its place in it.
+        order: deque[tuple[Any, deque[int], int]] = deque()
 
-        first = next(batches, None)
-        if first is None:
-            return
-        self._check(first)
-        key, compiled = _shapes(first), self._for(first)
-        batches = itertools.chain([first], batches)
-        count = int(_property(compiled, "OPTIMAL_NUMBER_OF_INFER_REQUESTS", 1))
-        queue = openvino.AsyncInferQueue(compiled, count)
-        started = finished = 0
+        def oldest() -> NDArray[Any]:
+            queue, free, place = order.popleft()
+            queue[place].wait()
+            free.append(place)
+            return self._output(queue[place])
+
         try:
-            # Behind the last batch, as in front of one of another size, all that is under way goes first.
-            for inputs in itertools.chain(batches, [None]):
-                if inputs is not None:
-                    self._check(inputs)
-                fits = inputs is not None and (compiled is self._compiled or _shapes(inputs) == key)
-                # In order: the oldest is awaited, and its request takes the next batch.
-                while started - finished > (count - 1 if fits else 0):
-                    queue[finished % count].wait()
-                    yield self._output(queue[finished % count])
-                    finished += 1
+            while True:
+                try:
+                    inputs = next(batches, None)
+                except Exception:
+                    # What was wrong with one image is no reason to lose those before it.
+                    while order:
+                        yield self._guarded(oldest)
+                    raise
                 if inputs is None:
                     break
-                if fits:
-                    queue[started % count].start_async(dict(inputs))
-                    started += 1
-                else:
-                    yield self.run(inputs)
+                self._check(inputs)
+                queue, free = self._guarded(self._queue, inputs, queues)
+                while not free:
+                    yield self._guarded(oldest)
+                place = free.popleft()
+                self._guarded(queue[place].start_async, dict(inputs))
+                order.append((queue, free, place))
+            while order:
+                yield self._guarded(oldest)
+        finally:
+            for queue, _ in queues.values():
+                queue.wait_all()
+
+    def _queue(
+        self, inputs: Mapping[str, NDArray[Any]], queues: dict[int, tuple[Any, deque[int]]]
+    ) -> tuple[Any, deque[int]]:
+        """The queue of the model for inputs of these sizes, and its places that are free."""
+        import openvino
+
+        compiled = self._for(inputs)
+        if id(compiled) not in queues:
+            count = int(_property(compiled, "OPTIMAL_NUMBER_OF_INFER_REQUESTS", 1))
+            queues[id(compiled)] = openvino.AsyncInferQueue(compiled, count), deque(range(count))
+        return queues[id(compiled)]
+
+    def _guarded(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        """What a function of OpenVINO's gives. Raises: EngineError: it failed."""
+        try:
+            return function(*arguments)
         except RuntimeError as error:
             raise EngineError(f"{self._path.name} failed in {self.library}: {tensors.line(error)}") from error
-        finally:
-            queue.wait_all()
 
     def profile(self, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, float]:
         """Milliseconds by layer of one run, by OpenVINO's own counters."""

@@ -105,12 +105,17 @@ def _find(path: Path, variant: Variant, here: Machine) -> tuple[Path, dict[str, 
     except OSError as error:
         raise EngineError(f"{path} cannot be read ({error.strerror}): copy the bundle again") from error
     built = build_engine.sidecars(path.parent / build_engine.FOLDER)
-    ours = [(engine, facts) for engine, facts in built if facts["onnx"] == path.name]
+    precision = variant.name.split("-")[0]
+    ours = [(engine, facts, digest) for engine, facts in built if facts["onnx"] == path.name]
     # Where the builder is told FP16, the engine of the FP32 file is an FP16 one.
-    ours.sort(key=lambda pair: pair[1]["precision"] != variant.name.split("-")[0])
+    ours.sort(key=lambda found: found[1]["precision"] != precision)
+    whole = path.with_name(path.name.replace(".fp16.onnx", ".fp32.onnx"))
+    if precision == "fp16" and whole != path and whole.is_file():
+        source = build_engine.sha256(whole)
+        ours += [(e, f, source) for e, f in built if f["onnx"] == whole.name and f["precision"] == precision]
     problems = []
-    for engine, facts in ours:
-        problem = build_engine.misfit(engine, facts, here, digest)
+    for engine, facts, expected in ours:
+        problem = build_engine.misfit(engine, facts, here, expected)
         if not problem:
             return engine, facts
         problems.append(f"{engine.name} {problem}")

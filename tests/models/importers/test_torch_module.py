@@ -159,6 +159,27 @@ def test_an_exported_program(tmp_path: Path) -> None:
         importers.load(path)
 
 
+def test_a_program_that_was_exported_otherwise(tmp_path: Path) -> None:
+    module, sigma = Exported().eval(), torch.full((1, 1, 1, 1), 0.1)
+    path = tmp_path / "mine.pt2"
+    torch.export.save(torch.export.export(module, (torch.rand(1, 3, 32, 32),), {"sigma": sigma}), path)
+    with pytest.raises(CheckpointError, match=r"not exported with one or two tensors in their order: export it again"):
+        importers.load(path)
+    torch.export.save(torch.export.export(module, (torch.rand(2, 3, 32, 32), sigma)), path)
+    with pytest.raises(CheckpointError, match=r"exported with an image \[2, 3, 32, 32\]: export it again"):
+        importers.load(path)
+
+
+def test_two_files_of_one_name_have_neighbours_of_their_own(tmp_path: Path) -> None:
+    text = "from torch import nn\nfrom blocks import C\ndef make():\n    return nn.Conv2d(C, C, 3, padding=1)\n"
+    for folder, channels in (("a", 3), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "net.py").write_text(text)
+        (tmp_path / folder / "blocks.py").write_text(f"C = {channels}\n")
+    assert importers.load(tmp_path / "a" / "net.py:make").channels == 3
+    assert importers.load(tmp_path / "b" / "net.py:make").channels == 1
+
+
 def test_which_of_them_take_weights() -> None:
     assert importers.takes_weights("a/b.py:make")
     assert not importers.takes_weights("a/b.pt2")
