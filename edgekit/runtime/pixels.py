@@ -93,7 +93,7 @@ def decode(tensor: NDArray[Any], spec: TensorSpec, pixels: NDArray[Any]) -> NDAr
     three channels.
 
     Args:
-        tensor: the output, a batch of one, in the layout of `spec`.
+        tensor: the output, a batch of one, in the layout of `spec`; may be changed.
         spec: the model's output.
         pixels: the window that `encode` took (before a gray one was repeated): [H, W, C].
     Returns: [H, W, C] in the dtype of `pixels`.
@@ -107,7 +107,10 @@ def decode(tensor: NDArray[Any], spec: TensorSpec, pixels: NDArray[Any]) -> NDAr
         if clean.shape[2] != pixels.shape[2]:
             clean = clean.mean(axis=2, keepdims=True)
     else:
-        seen: NDArray[Any] = (output.view(np.uint8) ^ np.uint8(0x80)) if spec.dtype == "int8" else output
+        seen: NDArray[Any] = output.view(np.uint8)
+        if spec.dtype == "int8":
+            # In place: engines give a copy, and a new one for each tile costs more than the flip.
+            np.bitwise_xor(seen, np.uint8(0x80), out=seen)
         if pixels.dtype == np.uint8 and seen.shape[2] == pixels.shape[2]:
             return seen
         level = seen.astype(wide)

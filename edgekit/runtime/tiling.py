@@ -78,17 +78,19 @@ def _up(size: int, stride: int) -> int:
 
 
 def window(image: NDArray[Any], top: int, left: int, height: int, width: int) -> NDArray[Any]:
-    """Copy a window out of an image that is mirrored without end at its borders.
+    """A window of an image that is mirrored without end at its borders.
 
     Args:
         image: [H, W, C], any dtype, at least 1x1. An axis of one pixel is repeated.
         top, left: the window's origin in pixels of the image; may be negative.
         height, width: its size, which may exceed the image's.
-    Returns: [height, width, C], a copy.
+    Returns: [height, width, C]; inside the image a view of it, not to be written to.
     """
     bottom, right = top + height, left + width
     if top >= 0 and left >= 0 and bottom <= image.shape[0] and right <= image.shape[1]:
-        return image[top:bottom, left:right].copy()
+        whole = image[top:bottom, left:right]
+        whole.flags.writeable = False
+        return whole
     rows, columns = _mirror(top, height, image.shape[0]), _mirror(left, width, image.shape[1])
     # Whole runs of pixels are copied, and one by one only those of a mirrored border: ten times faster. No copy is
     # larger than the window.

@@ -126,10 +126,13 @@ def test_window_mirrors_without_end(size: int) -> None:
     np.testing.assert_array_equal(got, expected)
 
 
-def test_window_is_a_copy() -> None:
+def test_a_window_cannot_change_the_image() -> None:
     image = noise(8, 8, 1, seed=0)
-    window(image, 0, 0, 8, 8)[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        window(image, 0, 0, 8, 8)[:] = 0
+    window(image, -1, -1, 8, 8)[:] = 0
     assert image.any()
+    assert image.flags.writeable
 
 
 @pytest.mark.parametrize(
