@@ -63,7 +63,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(weights: Path, **changes: object) -> Recipe:
-    settings = {"weights": weights, "model": "dsunet-n", "teacher": "none", "target": "tflite", "tile": 64, "steps": 6}
+    settings = {"weights": weights, "model": "dsunet-n", "teacher": "none", "target": "tflite", "tile": 64, "steps": 15}
     return load_recipe(None, **{**settings, **SMALL, **changes})
 
 

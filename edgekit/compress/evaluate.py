@@ -117,4 +117,8 @@ def denoise_whole(model: Denoise, noisy: NDArray[np.uint8], sigma: float) -> NDA
 
 def _to_tensor(image: NDArray[Any]) -> Tensor:
     """uint8 [H, W, C] to float32 [1, C, H, W] in 0..1, channels last in memory, which convolutions prefer."""
-    return (torch.from_numpy(image.copy()).float() / 255).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    return (
+        (torch.from_numpy(image.copy()).float() / 255)
+        .permute(2, 0, 1)[None]
+        .contiguous(memory_format=torch.channels_last)
+    )

@@ -379,7 +379,10 @@ def test_which_files_are_taken(tmp_path: Path) -> None:
     assert importers.accepts("net.onnx")
     for other in (tmp_path, tmp_path / "none", "net.safetensors"):
         assert not importers.accepts(other)
-        with pytest.raises(CheckpointError, match="expected an .onnx, .keras or .h5 file, or a SavedModel folder"):
+        with pytest.raises(
+            CheckpointError,
+            match="expected an .onnx, .keras, .h5 or .pt2 file, a SavedModel folder, or FILE.py:FACTORY",
+        ):
             importers.load(other)
 
 
