@@ -131,6 +131,8 @@ def _short(value: object) -> str:
 
 def _layers(manifest: Manifest) -> object:
     total = sum(layer.macs for layer in manifest.layers) or 1
+    names = {layer.name for layer in manifest.layers}
+    costs = {name: [i.mean for i in manifest.sensitivity if i.name == name] for name in names}
     rows = [
         [
             layer.name,
@@ -139,8 +141,12 @@ def _layers(manifest: Manifest) -> object:
             f"{layer.macs / total:.0%}",
             Text(layer.dtype, style="" if layer.dtype == "int8" or manifest.precision != "int8" else "red"),
             "yes" if layer.delegated else "no",
+            f"{sum(costs[layer.name]):.3f}" if costs[layer.name] else "",
         ]
         for layer in manifest.layers
     ]
-    columns = ["layer", "operator", "MMAC", "share", "computes in", "fast kernels"]
-    return show.table(columns, rows, title="Layers, for one tile", right="MMAC,share")
+    columns = ["layer", "operator", "MMAC", "share", "computes in", "fast kernels", "dB its integers cost"]
+    title = (
+        "Layers, for one tile; what the integers of its weights and its output cost alone, the mean over noise levels"
+    )
+    return show.table(columns, rows, title=title, right="MMAC,share,dB its integers cost")
