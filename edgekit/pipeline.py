@@ -48,6 +48,8 @@ _log = logging.getLogger(__name__)
 
 # Share of the MACs that an INT8 bundle computes in integers at least.
 MIN_INT8_SHARE = 0.9
+# dB that two digits show.
+_SHOWN = 0.005
 # How often quantization is begun anew with more layers in float.
 _MOST_ATTEMPTS = 4
 # Seconds a step, a batch or a file takes on two cores of a 2024 server, with dsunet-s and the default batches: for the
@@ -287,10 +289,16 @@ def _check_names(recipe: Recipe) -> None:
         raise RecipeError(f"model {recipe.model!r} is a folder without saved_model.pb: expected a SavedModel or a file")
     for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
         allowed = [*names(), *_NO_TEACHER_FILE] if role == "teacher" else names()
+        if role == "model" and (Path(name).suffix == ".py" or Path(name).suffix in (".pth", ".safetensors", ".ckpt")):
+            kind = "a Python file" if Path(name).suffix == ".py" else "a file of weights"
+            raise RecipeError(
+                f"model {name!r} is {kind}: name the function in it that returns the module, net.py:make, and its "
+                "weights by --weights"
+            )
         if Path(name).suffix or importers.accepts(name) or (role == "teacher" and name in _NO_TEACHER_FILE):
             continue
         if name not in allowed:
-            files = ["a file (.onnx, .keras)"] if role == "model" else []
+            files = ["a network's file (net.py:make, .pt2, .onnx, .keras, SavedModel)"] if role == "model" else []
             raise UnknownNameError.unknown(role, name, [*allowed, *files])
         if name not in shipped and (role == "teacher" or recipe.weights is None):
             fix = "--teacher none or a weight file" if role == "teacher" else "--weights FILE"
@@ -477,6 +485,13 @@ def _quantize(
     scheme, left = target.scheme(), list[Wide]()
     macs = {name: float(count) for name, count in layer_macs(compressed, 8 * compressed.stride)}
     report = run.reporter(f"quantize{suffix}")
+    costs: tuple[Sensitivity, ...] = ()
+
+    def measure(calibrated: QuantizedProgram) -> None:
+        nonlocal costs
+        report(0, 1, "what each tensor costs")
+        costs = sensitivity(calibrated, run.images.tiles, run.images.sigmas)
+
     for attempt in range(_MOST_ATTEMPTS):
         program, record = quantize(
             compressed,
@@ -488,9 +503,8 @@ def _quantize(
             sigmas=run.images.sigmas,
             progress=report,
             checkpoint=run.work.checkpoint(f"quantize-{target.name}{f'-{attempt}' if attempt else ''}"),
+            on_calibrated=measure,
         )
-        report(1, 1, "what each tensor costs")
-        costs = sensitivity(program, run.images.tiles, run.images.sigmas)
         excess = _mean(original.db_after) - _mean(record.db_after) - recipe.max_drop
         # What pruning lost no float layer wins back.
         lost = _mean(record.db_before) - _mean(record.db_after)
@@ -501,7 +515,7 @@ def _quantize(
         scheme = replace(scheme, wide=frozenset().union(scheme.wide, *(item.layers for item in more)))
         _log.warning("%.2f dB above --max-drop: %s", excess, "; ".join(item.told() for item in more))
     notes = [item.told() for item in left]
-    if excess > 0:
+    if excess >= _SHOWN:
         # On these tiles. The golden ones decide, and the verdict says so.
         why = f"after {_MOST_ATTEMPTS} attempts" if more else "which no more layers in float would mend"
         notes.append(f"{excess:.2f} dB above --max-drop, {why}")

@@ -69,8 +69,9 @@ def render(
         sections.append(_section("Layers", _layers(manifest.layers), "Read from the exported file."))
     if manifest.sensitivity:
         note = (
-            "dB lost on held-out tiles when one tensor alone is rounded to integers and the others stay float; the "
-            "first to blame stand first. Such losses do not add up: together they may be more, or less."
+            "dB lost on held-out tiles when one tensor alone is rounded to integers and the others stay float, before "
+            "anything was learned; the first to blame stand first. A few thousandths, of either sign, are chance. Such "
+            "losses do not add up: together they may be more, or less."
         )
         sections.append(_section("What each tensor's integers cost", _sensitivity(manifest.sensitivity), note))
     sections.append(_section("Terms", _pairs(manifest.licences)))
@@ -116,11 +117,12 @@ def _tiles(manifest: Manifest, verdict: Verdict) -> str:
     total, model, worst = verdict.total, manifest.model, verdict.worst
     shrunk = 1 - model.macs_per_pixel / model.original_macs_per_pixel if model.original_macs_per_pixel else 0.0
     smaller = f"{verdict.bytes / verdict.original_bytes - 1:+.0%} against float32" if verdict.original_bytes else ""
+    allowed = f"{verdict.thresholds.max_drop:g}"
     figures = [
         (
             "total",
             f"{signed(-total.total_drop)} dB",
-            f"worst {signed(-worst.total_drop)} at sigma {worst.sigma:g}; {verdict.thresholds.max_drop:g} allowed",
+            f"worst {signed(-worst.total_drop)} at sigma {worst.sigma:g}; {allowed} allowed on the mean",
         ),
         ("quantization", f"{signed(-total.quantization_drop)} dB", "against the compressed FP32 model"),
         ("size", f"{verdict.bytes / 1e6:.2f} MB", smaller),

@@ -25,6 +25,9 @@ def denoise(
     model: Annotated[
         Path, typer.Option("--model", metavar="BUNDLE", help="Folder or zip that `edgekit compress` wrote.")
     ],
+    variant: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="the bundle's", help="Model file: int8, fp16, fp32, ...")
+    ] = None,
     sigma: Annotated[str, typer.Option(metavar="25|auto", help="Noise level in 8-bit units, or estimate it.")] = "auto",
     threads: Annotated[int | None, typer.Option(metavar="N", show_default="at most 4", help="CPU threads.")] = None,
     device: Annotated[
@@ -40,7 +43,7 @@ def denoise(
     # One image should be done soon; of many, the last one should.
     hint = "latency" if len(jobs) == 1 else "throughput"
     with (
-        open_bundle(model, threads=threads, device=device, hint=hint, cache=cache) as denoiser,
+        open_bundle(model, variant=variant, threads=threads, device=device, hint=hint, cache=cache) as denoiser,
         Bars() as bars,
     ):
         under_way: deque[tuple[Path, files.Picture]] = deque()

@@ -115,7 +115,11 @@ def _facts(manifest: Manifest) -> list[list[object]]:
         ["source", model.source or "not stated"],
         ["tiles", f"{manifest.tile} px, halo {model.halo} px, stride {model.stride} px"],
         ["noise", "blind" if model.blind else f"sigma {manifest.sigma[0]:g} to {manifest.sigma[1]:g} (8-bit units)"],
-        ["held to", f"at most {limits.max_drop:g} dB lost, at least {limits.min_int8_share:.0%} of MACs in int8"],
+        [
+            "held to",
+            f"at most {limits.max_drop:g} dB lost, the mean over noise levels; "
+            f"at least {limits.min_int8_share:.0%} of MACs in int8",
+        ],
     ]
     rows += [[f"licence of {name}", text] for name, text in manifest.licences.items()]
     rows += [["made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())]]
@@ -147,6 +151,6 @@ def _layers(manifest: Manifest) -> object:
     ]
     columns = ["layer", "operator", "MMAC", "share", "computes in", "fast kernels", "dB its integers cost"]
     title = (
-        "Layers, for one tile; what the integers of its weights and its output cost alone, the mean over noise levels"
+        "Layers, for one tile; what the integers of weights and output cost alone, before QAT, mean over noise levels"
     )
     return show.table(columns, rows, title=title, right="MMAC,share,dB its integers cost")

@@ -70,7 +70,11 @@ def compress(
     ] = None,
     max_drop: Annotated[
         Flag,
-        typer.Option(metavar="DB", show_default="0.5", help="dB that may be lost against the original FP32 model."),
+        typer.Option(
+            metavar="DB",
+            show_default="0.5",
+            help="dB that may be lost to the FP32 original, mean over noise levels.",
+        ),
     ] = None,
     tile: Annotated[
         Flag, typer.Option(metavar="PIXELS", show_default="512", help="Height and width of the model's input.")

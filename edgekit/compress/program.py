@@ -103,7 +103,7 @@ class QuantizedProgram:
         """The tensors that are rounded, in the order they are written, by the module that writes them.
 
         Left out are the image and sigma, whose integers are fixed. What a module adds up is "its path sum"; outside of
-        any module it is "sum", numbered. Where a module writes several, the later ones are numbered, too.
+        any module it is "sum before" the convolution that reads it. Of several in one module, the later are numbered.
         """
         modules = dict(self.module.named_modules(remove_duplicate=False))
         found: dict[LearnedRange, str] = {}
@@ -193,7 +193,15 @@ def _written_by(node: Node) -> str:
     stem = source.name.rstrip("_0123456789")
     number = source.name.removeprefix(stem).strip("_")
     kind = {"add": "sum", "sub": "difference"}.get(stem, stem)
-    return f"{path} {kind}" if path else f"{kind} {number}".strip()
+    if path:
+        return f"{path} {kind}"
+    reader = next((_layer_path(user) for user in _readers(source) if user.target in CONVOLUTIONS), "")
+    return f"{kind} before {reader}" if reader else f"{kind} {number}".strip()
+
+
+def _readers(node: Node) -> list[Node]:
+    """Who reads a tensor, behind its quantizer."""
+    return [reader for user in node.users for reader in (user.users if user.op == "call_module" else [user])]
 
 
 def export(model: DenoiserModel) -> GraphModule:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def quantize(
     sigmas: Sequence[float] = SIGMAS,
     progress: Progress,
     checkpoint: Path | None = None,
+    on_calibrated: Callable[[QuantizedProgram], None] | None = None,
 ) -> tuple[QuantizedProgram, StageRecord]:
     """Turn a float model into a quantized program.
 
@@ -51,6 +52,7 @@ def quantize(
         sigma_range: noise range in 0..1.
         sigmas: noise levels that the record's dB are for, in 8-bit units.
         checkpoint: file to resume from when it exists, and to save to every `settings.save_every` steps.
+        on_calibrated: given the program before anything is learned, when in float it still is the model.
     Raises: TrainingError: the loss became NaN; the last good checkpoint is kept.
     """
     began = time.perf_counter()
@@ -60,6 +62,8 @@ def quantize(
     observed = [batches(step) for step in range(settings.calibration_batches)]
     _observe(program, observed)
     calibrated = evaluate(program, tiles, sigmas)
+    if on_calibrated is not None:
+        on_calibrated(program)
     after = calibrated
     if settings.steps:
         run = fingerprint(

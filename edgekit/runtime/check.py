@@ -141,7 +141,8 @@ def judge(
     if total.device < total.noisy:
         reasons.append(
             f"output is worse than the noisy input ({total.device:.2f} dB against {total.noisy:.2f} dB): "
-            "train the model longer before it is compressed"
+            "train the model before it is compressed; a network of your own gives the clean image, not the noise, and "
+            "takes values in 0..1 and sigma / 255"
         )
     if not agreement.held:
         other = "host" if agreement.reference == "host" else "FP32 model"

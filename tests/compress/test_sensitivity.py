@@ -42,8 +42,9 @@ def measured(found: QuantizedProgram) -> dict[tuple[str, str], Sensitivity]:
 def test_every_tensor_is_named_by_the_module_that_writes_it() -> None:
     found = measured(program(Scheme("t")))
     assert [name for name, kind in found if kind == "activations"] == [
-        "head", "sigma_bias", "down.0", "sum", "middle.0.depthwise", "middle.0.expand", "middle.0.project",
-        "middle.0 sum", "up.0", "sum 2", "finish.0.expand", "finish.0.project", "finish.0 sum", "tail",
+        "head", "sigma_bias", "down.0", "sum before middle.0.depthwise", "middle.0.depthwise", "middle.0.expand",
+        "middle.0.project", "middle.0 sum", "up.0", "sum before finish.0.expand", "finish.0.expand", "finish.0.project",
+        "finish.0 sum", "tail",
     ]  # fmt: skip
     assert {name for name, kind in found if kind == "weights"} == {
         "head", "sigma_bias", "down.0", "middle.0.depthwise", "middle.0.expand", "middle.0.project", "up.0",

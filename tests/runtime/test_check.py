@@ -324,4 +324,4 @@ def test_the_engine_counts_the_macs_that_the_exporter_counted(written: Path) -> 
 def test_what_is_worse_than_the_noise_fails_whatever_it_came_from() -> None:
     table = (SigmaRow(5.0, 34.0, 30.0, 30.0, 30.5),)
     (reason,) = judge(table, EXACT, 1.0, Thresholds(0.5), ())
-    assert reason.startswith("output is worse than the noisy input (30.50 dB against 34.00 dB): train the model longer")
+    assert reason.startswith("output is worse than the noisy input (30.50 dB against 34.00 dB): train the model before")

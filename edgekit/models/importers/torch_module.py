@@ -137,8 +137,11 @@ def _call(module: nn.Module, path: Path) -> tuple[Tensor, ...]:
             continue
         if isinstance(output, Tensor) and output.shape[2:] == sample[0].shape[2:] and output.shape[1] in (1, 3):
             return sample
+        if isinstance(output, Tensor):
+            failed = failed or f"; {_shapes(sample)} gives {list(output.shape)}"
     raise CheckpointError(
-        f"{path} takes neither an image [N, C, H, W] alone nor one with a noise level, and gives an image back{failed}"
+        f"{path} is no denoiser: expected a module that takes noisy, or noisy and sigma, and gives an image of "
+        f"that size{failed}"
     )
 
 
