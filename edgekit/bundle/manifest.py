@@ -78,6 +78,7 @@ class LayerReport:
         macs: multiply-accumulates per tile.
         dtype: what it computes in: "int8", "float32", ...
         delegated: True when the fast kernels (XNNPACK for LiteRT) took it.
+        why: of a layer of an INT8 file that computes in float, what keeps it there; "" where that is not known.
     """
 
     name: str
@@ -85,6 +86,12 @@ class LayerReport:
     macs: int
     dtype: str
     delegated: bool
+    why: str = ""
+
+    @property
+    def computes(self) -> str:
+        """What it computes in, and why where that is known: "float32; reads float32 from Concatenation"."""
+        return f"{self.dtype}; {self.why}" if self.why else self.dtype
 
 
 @dataclass(frozen=True)

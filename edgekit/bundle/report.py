@@ -268,7 +268,7 @@ def _layers(layers: Sequence[LayerReport]) -> str:
             [
                 f'<code class="name">{_escape(layer.name)}</code>',
                 _escape(layer.op),
-                f'<span class="{"good" if layer.dtype == "int8" else "fair"}">{_escape(layer.dtype)}</span>',
+                f'<span class="{"good" if layer.dtype == "int8" else "fair"}">{_escape(layer.computes)}</span>',
                 "yes" if layer.delegated else '<span class="fair">no</span>',
                 _bar(layer.macs / largest, f"{layer.macs / 1e6:.2f} M ({layer.macs / total:.0%})", "plain"),
             ]

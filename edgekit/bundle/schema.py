@@ -38,7 +38,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 
 # Fields that came after the first bundles, which are read without them.
-_LATER = {"companions", "made_for", "sensitivity"}
+_LATER = {"companions", "made_for", "sensitivity", "why"}
 
 _INDEX = re.compile(r"\[\d+\]")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

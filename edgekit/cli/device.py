@@ -143,7 +143,10 @@ def _layers(manifest: Manifest) -> object:
             layer.op,
             f"{layer.macs / 1e6:,.1f}",
             f"{layer.macs / total:.0%}",
-            Text(layer.dtype, style="" if layer.dtype == "int8" or manifest.precision != "int8" else "red"),
+            Text(
+                f"{layer.dtype}; {layer.why}" if layer.why else layer.dtype,
+                style="" if layer.dtype == "int8" or manifest.precision != "int8" else "red",
+            ),
             "yes" if layer.delegated else "no",
             f"{sum(costs[layer.name]):.3f}" if costs[layer.name] else "",
         ]

@@ -153,7 +153,8 @@ def judge(
     if not share >= thresholds.min_int8_share:
         left = [layer for layer in layers if layer.macs and layer.dtype != "int8"]
         names = (
-            ", ".join(f"{layer.name} ({layer.op}, {layer.dtype})" for layer in left[:3]) or "not in the manifest's list"
+            ", ".join(f"{layer.name} ({layer.op}, {layer.computes})" for layer in left[:3])
+            or "not in the manifest's list"
         )
         reasons.append(
             f"{percent(share)} of MACs in int8, {percent(thresholds.min_int8_share)} required: left in float: {names}: "

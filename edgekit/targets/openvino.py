@@ -191,13 +191,15 @@ def _layers(path: Path, variant: Variant, model: DenoiserModel, tile: int) -> tu
     from edgekit.models.complexity import layer_macs
 
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
-    ran = [item for item in engine.executed(path, openvino.Core(), "CPU", settings, variant) if item[3]]
+    ran = [item for item in engine.executed(path, openvino.Core(), "CPU", settings, variant) if item.macs]
     found = []
     for name, macs in layer_macs(model, tile):
         # Names of what was fused into it, with suffixes, separated by commas.
-        match = next((item for item in ran if name in {part.split("/")[0] for part in item[0].split(",")}), None)
-        kind, precision = ("Convolution", "unknown") if match is None else match[1:3]
+        match = next((item for item in ran if name in {part.split("/")[0] for part in item.names.split(",")}), None)
+        kind, precision, why = (
+            ("Convolution", "unknown", "") if match is None else (match.kind, match.precision, match.why)
+        )
         integer = precision in ("i8", "u8")
         dtype = "int8" if integer else {"f32": "float32", "f16": "float16"}.get(precision, precision)
-        found.append(LayerReport(name, kind, macs, dtype, delegated=integer))
+        found.append(LayerReport(name, kind, macs, dtype, delegated=integer, why=why))
     return tuple(found)

@@ -255,3 +255,32 @@ def test_what_the_target_refuses(tiny: Tiny, tmp_path: Path) -> None:
         target.lower(tiny.model, None, tmp_path, name="tiny", tile=SIDE, precision="int4")
     with pytest.raises(ExportError, match="needs a quantized program"):
         target.lower(tiny.model, None, tmp_path, name="tiny", tile=SIDE, precision="int8")
+
+
+def test_a_convolution_in_float_says_why(tmp_path: Path) -> None:
+    from edgekit.compress.program import QuantizedProgram
+    from edgekit.models.graph import GraphModel
+
+    def conv(name: str, source: str, into: int, out: int) -> dict[str, object]:
+        return {
+            "op": "conv", "name": name, "inputs": [source], "in": into, "out": out, "kernel": [3, 3], "stride": [1, 1],
+            "pad": [1] * 4, "dilation": [1, 1], "groups": 1, "bias": True,
+        }  # fmt: skip
+
+    nodes = [
+        {"op": "expand", "name": "map", "inputs": ["sigma", "noisy"]},
+        {"op": "concat", "name": "both", "inputs": ["noisy", "map"]},
+        conv("first", "both", 4, 8), {"op": "relu", "name": "r", "inputs": ["first"]}, conv("last", "r", 8, 3),
+    ]  # fmt: skip
+    torch.manual_seed(0)
+    model = GraphModel(channels=3, nodes=nodes, level="scalar").eval()
+    program = QuantizedProgram(model, registry.get("openvino").scheme(), (0.0, 55 / 255))
+    with program.in_float(), torch.no_grad():
+        program(torch.rand(2, 3, 32, 32), torch.tensor([0.1, 0.2]))
+    for bounds in program.ranges:
+        bounds.learn()
+    lowered = registry.get("openvino").lower(model, program, tmp_path, name="x", tile=64, precision="int8")
+    by_name = {layer.name.split(".")[-1]: layer for layer in lowered.layers}
+    assert by_name["first"].dtype == "float32"
+    assert by_name["first"].why.startswith("reads float32 from ")
+    assert (by_name["last"].dtype, by_name["last"].why) == ("int8", "")

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from numpy.typing import NDArray
 
@@ -23,6 +23,7 @@ NAME = "openvino"
 _PRECISION = "f32"
 # Side of the static copy that is compiled to see which kernels run where.
 _CENSUS_SIDE = 128
+_INTEGERS = ("i8", "u8")
 _CONVOLUTIONS = ("Convolution", "Deconvolution")
 # A model compiled for one size runs a quarter faster than one that takes any, with the same bits; compiling it takes
 # as long as some ten tiles. The tile itself gets its own at once, another size when it came so often that this would
@@ -81,23 +82,23 @@ class OpenVINOEngine:
         self.kernels = "onednn" if self.device == "CPU" else "unknown"
 
     @functools.cached_property
-    def _layers(self) -> list[tuple[str, str, str, int]]:
+    def _layers(self) -> list[Executed]:
         return executed(self._path, self._core, self.device, self._settings, self._variant)
 
     @property
     def operators(self) -> Mapping[str, OperatorCount]:
         """Layers by kind as they run; those in 8 bits count as delegated."""
-        total = Counter(kind for _, kind, _, _ in self._layers)
-        taken = Counter(kind for _, kind, precision, _ in self._layers if precision in ("i8", "u8"))
+        total = Counter(layer.kind for layer in self._layers)
+        taken = Counter(layer.kind for layer in self._layers if layer.precision in _INTEGERS)
         return MappingProxyType({kind: OperatorCount(n, taken[kind]) for kind, n in sorted(total.items())})
 
     @property
     def macs(self) -> Mapping[str, int]:
         """As they run in a small static copy of the model: the shares are those of any size."""
         counted: Counter[str] = Counter()
-        for _, _, precision, macs in self._layers:
-            if macs:
-                counted["int8" if precision in ("i8", "u8") else _numpy(precision)] += macs
+        for layer in self._layers:
+            if layer.macs:
+                counted["int8" if layer.precision in _INTEGERS else _numpy(layer.precision)] += layer.macs
         return MappingProxyType(dict(counted))
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
@@ -228,13 +229,28 @@ def available() -> Availability:  # noqa: D103 - see base.EngineModule
     return look(NAME)
 
 
+class Executed(NamedTuple):
+    """A layer as it really runs.
+
+    Attributes:
+        names: of the original layers that became it, separated by commas.
+        kind: OpenVINO's layer type, "Convolution".
+        precision: what it computes in, "u8", "f32".
+        macs: multiply-accumulates; 0 for what is no convolution.
+        why: of a convolution in float, what keeps it there; "" otherwise.
+    """
+
+    names: str
+    kind: str
+    precision: str
+    macs: int
+    why: str
+
+
 def executed(
     path: Path, core: Any, device: str, settings: Mapping[str, Any], variant: Variant, side: int = _CENSUS_SIDE
-) -> list[tuple[str, str, str, int]]:
-    """What really runs, from the runtime model of a static copy with one image of side x side.
-
-    Returns: (names of the original layers, kind, precision, MACs) of each layer but constants, in the order they run.
-    """
+) -> list[Executed]:
+    """What really runs, from the runtime model of a static copy with one image of side x side: all but constants."""
     model = core.read_model(str(path))
     shapes = {}
     for spec in variant.inputs:
@@ -251,14 +267,26 @@ def executed(
         kind = told.get("layerType", "")
         if kind in ("", "Const", "Parameter", "Result", "Input", "Output"):
             continue
-        macs = 0
+        macs, why = 0, ""
+        precision = told.get("runtimePrecision", "")
         if kind in _CONVOLUTIONS:
             weights, output = node.input(1).get_shape(), node.output(0).get_shape()
             # [out, in, h, w], or [groups, out, in, h, w]: the product per output position either way.
             macs = math.prod(weights) * math.prod(output[2:])
+            why = "" if precision in _INTEGERS else _why_float(node)
         names = told.get("originalLayersNames", "") or node.get_friendly_name()
-        found.append((names, kind, told.get("runtimePrecision", ""), macs))
+        found.append(Executed(names, kind, precision, macs, why))
     return found
+
+
+def _why_float(convolution: Any) -> str:
+    """What keeps a convolution in float: what it reads, or its weights."""
+    source = convolution.input_value(0)
+    kind = source.get_node().get_rt_info()["layerType"].astype(str)
+    kept = source.get_element_type().to_string()
+    if kept not in _INTEGERS:
+        return f"reads {_numpy(kept)} from {kind}"
+    return "its weights are no integers"
 
 
 def _shapes(inputs: Mapping[str, NDArray[Any]]) -> _Shapes:
