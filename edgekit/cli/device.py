@@ -144,7 +144,7 @@ def _layers(manifest: Manifest) -> object:
             f"{layer.macs / 1e6:,.1f}",
             f"{layer.macs / total:.0%}",
             Text(
-                f"{layer.dtype}; {layer.why}" if layer.why else layer.dtype,
+                layer.computes,
                 style="" if layer.dtype == "int8" or manifest.precision != "int8" else "red",
             ),
             "yes" if layer.delegated else "no",

@@ -115,6 +115,16 @@ def test_a_killed_run_resumes_to_the_same_program(tmp_path: Path) -> None:
         torch.testing.assert_close(resumed.module.state_dict()[name], value, rtol=0, atol=0)
 
 
+def test_a_checkpoint_knows_its_run_in_another_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # The order of a set changes with the hash seed, that of its text too.
+    told: list[Any] = []
+    monkeypatch.setattr("edgekit.compress.quantize.fingerprint", lambda *_, **named: told.append(named) or "run")
+    wide = Scheme("tflite", wide=frozenset({"tail", "head", "down.0"}))
+    settings = QuantizeSettings(steps=1, calibration_batches=1, warmup=0)
+    quantize(tiny(), wide, settings, batches, photographs()[:1], sigma_range=RANGE, progress=silent)
+    assert told[0]["scheme"]["wide"] == ["down.0", "head", "tail"]
+
+
 def test_activations_that_overflow_are_refused() -> None:
     model = tiny()
     torch.nn.init.constant_(model.tail.weight, 1e38)  # type: ignore[union-attr, arg-type]
