@@ -80,3 +80,8 @@ class OutputExistsError(EdgekitError):
 
 class EngineError(EdgekitError):
     """An inference engine failed to open or run a model."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 _SIDE, _STRIPS = 160, 4
 # The difference is drawn around middle gray, this many times enlarged.
 _GAIN = 16
-# Tensors that stand out in the chart of what integers cost.
-_GUILTY = 3
 
 
 def render(
@@ -278,12 +276,15 @@ def _layers(layers: Sequence[LayerReport]) -> str:
 
 def _sensitivity(items: Sequence[Sensitivity]) -> str:
     """A row a tensor, the costliest first: a bar for the mean, a figure for each noise level."""
+    from edgekit.runtime.verdict import guilty
+
     levels = sorted({level for item in items for level in item.lost}, key=float)
+    blamed = guilty(items)
     ranked = sorted(items, key=lambda item: -item.mean)
     most = max((item.mean for item in ranked), default=0.0) or 1.0
     rows = []
-    for place, item in enumerate(ranked):
-        kind = "bad" if place < _GUILTY and item.mean > 0 else "good"
+    for item in ranked:
+        kind = "bad" if item in blamed else "good"
         rows.append(
             [
                 f'<code class="name">{_escape(item.name)}</code>',

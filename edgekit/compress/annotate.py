@@ -146,7 +146,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
 
     def _is_wide(self, node: Node) -> bool:
         """Whether a node is a convolution that stays in float."""
-        return node.target in CONVOLUTIONS and _layer(node) in self.scheme.wide
+        return node.target in CONVOLUTIONS and layer_path(node) in self.scheme.wide
 
     def _spec_of(self, source: Node, default: Any) -> Any:
         """A tensor has one scale: what its producer was given, if it was given one."""
@@ -172,9 +172,14 @@ def leaves(node: Node) -> bool:
     return any(user.op == "output" or (user.target in MOVES and leaves(user)) for user in node.users)
 
 
-def _layer(node: Node) -> str:
-    """The module path of a convolution."""
-    return str(_node(node.args[1]).target).removesuffix(".weight")
+def behind(node: Node) -> Node:
+    """What a fake quantizer reads; any other node as it is."""
+    return _node(node.args[0]) if node.op == "call_module" else node
+
+
+def layer_path(convolution: Node) -> str:
+    """The module path of a convolution, its weights quantized already or not."""
+    return str(behind(_node(convolution.args[1])).target).removesuffix(".weight")
 
 
 def _node(value: Any) -> Node:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.fx import Interpreter, Node
 
-from edgekit.compress.annotate import CONVOLUTIONS
+from edgekit.compress.annotate import CONVOLUTIONS, behind
 from edgekit.compress.batches import Batch
 from edgekit.compress.fake_quant import ChannelWeights
 from edgekit.compress.program import QuantizedProgram
@@ -41,18 +41,12 @@ def correct_biases(program: QuantizedProgram, observed: Sequence[Batch]) -> None
         quantizer = modules.get(str(read.target)) if read.op == "call_module" else None
         if isinstance(quantizer, ChannelWeights) and bias.op == "get_attr":
             # A layer that is run several times has one bias.
-            found.setdefault(quantizer, (_target(read), str(bias.target), []))[2].extend(seen)
+            found.setdefault(quantizer, (str(behind(read).target), str(bias.target), []))[2].extend(seen)
     for quantizer, (name, bias_name, seen) in found.items():
         weight = program.module.get_parameter(name)
         with torch.no_grad():
             error = (quantizer(weight) - weight).sum((2, 3))
         program.shift(quantizer, bias_name, _product(error, torch.stack(seen).mean(0)))
-
-
-def _target(quantizer: Node) -> str:
-    source = quantizer.args[0]
-    assert isinstance(source, Node)
-    return str(source.target)
 
 
 def _product(error: Tensor, mean: Tensor) -> Tensor:

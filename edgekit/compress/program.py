@@ -15,7 +15,15 @@ from torch.fx import GraphModule, Node
 from torchao.quantization.pt2e import FakeQuantizeBase, disable_fake_quant, enable_fake_quant
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
-from edgekit.compress.annotate import CONVOLUTIONS, MOVES, RELU, SchemeQuantizer, leaves
+from edgekit.compress.annotate import (
+    CONVOLUTIONS,
+    MOVES,
+    RELU,
+    SchemeQuantizer,
+    behind,
+    layer_path,
+    leaves,
+)
 from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
 from edgekit.compress.scheme import Scheme
 from edgekit.models.base import DenoiserModel
@@ -127,12 +135,12 @@ class QuantizedProgram:
             bounds = modules.get(str(node.target)) if node.op == "call_module" else None
             if not isinstance(bounds, LearnedRange) or bounds not in named:
                 continue
-            writer = _behind(node)
-            writer = _behind(writer.args[0]) if writer.target in RELU else writer  # type: ignore[arg-type]
+            writer = behind(node)
+            writer = behind(writer.args[0]) if writer.target in RELU else writer  # type: ignore[arg-type]
             ends = [writer, *node.users]
             # The last convolution stays in integers: the image leaves as 8 bits.
             if all(end.target in CONVOLUTIONS for end in ends) and not any(leaves(end) for end in ends):
-                found[named[bounds]] = frozenset(_layer_path(end) for end in ends)
+                found[named[bounds]] = frozenset(layer_path(end) for end in ends)
         return found
 
     def layers(self) -> list[QuantizedLayer]:
@@ -145,7 +153,7 @@ class QuantizedProgram:
             read = node.args[1]
             assert isinstance(read, Node)
             quantizer = modules[str(read.target)] if read.op == "call_module" else None
-            name = str(_behind(read).target)
+            name = str(behind(read).target)
             weight = quantizer if isinstance(quantizer, ChannelWeights) else None
             found.append(QuantizedLayer(name.removesuffix(".weight"), weight, self.module.get_parameter(name).numel()))
         return found
@@ -164,30 +172,16 @@ class QuantizedProgram:
         return result
 
 
-def _behind(node: Node) -> Node:
-    """What a fake quantizer reads; any other node as it is."""
-    source = node.args[0] if node.op == "call_module" else node
-    assert isinstance(source, Node)
-    return source
-
-
-def _layer_path(convolution: Node) -> str:
-    """The module path of a convolution."""
-    weight = convolution.args[1]
-    assert isinstance(weight, Node)
-    return str(_behind(weight).target).removesuffix(".weight")
-
-
 def _written_by(node: Node) -> str:
     """The path of the module that a tensor comes from, by its weights where it has any."""
-    source = _behind(node)
+    source = behind(node)
     # A ReLU, and what only moves values, belongs to the convolution in front.
     while source.target in RELU or source.target in MOVES:
         before = source.args[0]
         assert isinstance(before, Node)
-        source = _behind(before)
+        source = behind(before)
     if source.target in CONVOLUTIONS:
-        return _layer_path(source)
+        return layer_path(source)
     stack = list((source.meta.get("nn_module_stack") or {}).values())
     path = str(stack[-1][0]) if stack else ""
     stem = source.name.rstrip("_0123456789")
@@ -195,7 +189,7 @@ def _written_by(node: Node) -> str:
     kind = {"add": "sum", "sub": "difference"}.get(stem, stem)
     if path:
         return f"{path} {kind}"
-    reader = next((_layer_path(user) for user in _readers(source) if user.target in CONVOLUTIONS), "")
+    reader = next((layer_path(user) for user in _readers(source) if user.target in CONVOLUTIONS), "")
     return f"{kind} before {reader}" if reader else f"{kind} {number}".strip()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.bundle.manifest import LayerReport, TensorSpec
-from edgekit.errors import ExportError
+from edgekit.errors import ExportError, first_line
 from edgekit.models.base import DenoiserModel
 from edgekit.models.complexity import layer_macs
 from edgekit.quiet import quietly
@@ -87,10 +87,7 @@ def write(module: nn.Module, model: DenoiserModel, path: Path, *, tidy: bool = T
                 raise TypeError("torch.onnx.export gave nothing")
             graph = program.model_proto
     except Exception as error:  # the exporter raises whatever its passes raise
-        first = str(error).strip().splitlines()
-        raise ExportError(
-            f"torch.onnx cannot export the model: {first[0] if first else type(error).__name__}"
-        ) from error
+        raise ExportError(f"torch.onnx cannot export the model: {first_line(error)}") from error
     if tidy:
         onnx_layout.simplify(graph.graph)
     _name(graph.graph, [name for name, _ in layer_macs(model, side)], path)

@@ -196,10 +196,6 @@ def _layers(path: Path, variant: Variant, model: DenoiserModel, tile: int) -> tu
     for name, macs in layer_macs(model, tile):
         # Names of what was fused into it, with suffixes, separated by commas.
         match = next((item for item in ran if name in {part.split("/")[0] for part in item.names.split(",")}), None)
-        kind, precision, why = (
-            ("Convolution", "unknown", "") if match is None else (match.kind, match.precision, match.why)
-        )
-        integer = precision in ("i8", "u8")
-        dtype = "int8" if integer else {"f32": "float32", "f16": "float16"}.get(precision, precision)
-        found.append(LayerReport(name, kind, macs, dtype, delegated=integer, why=why))
+        kind, dtype, why = ("Convolution", "unknown", "") if match is None else (match.kind, match.dtype, match.why)
+        found.append(LayerReport(name, kind, macs, dtype, delegated=dtype == "int8", why=why))
     return tuple(found)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgekit.bundle.manifest import TensorSpec, Variant
 from edgekit.compress.program import QuantizedLayer, QuantizedProgram
 from edgekit.compress.scheme import Scheme
-from edgekit.errors import ExportError
+from edgekit.errors import ExportError, first_line
 from edgekit.models.base import DenoiserModel
 from edgekit.quiet import quietly
 from edgekit.targets import tflite_file, tflite_layout
@@ -107,10 +107,7 @@ def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, blind: bo
             tflite_layout.simplify(path)
             tflite_file.name_output(path, "clean")
         except Exception as error:  # the converter raises whatever its MLIR passes raise
-            first = str(error).strip().splitlines()
-            raise ExportError(
-                f"litert-torch cannot convert the model: {first[0] if first else type(error).__name__}"
-            ) from error
+            raise ExportError(f"litert-torch cannot convert the model: {first_line(error)}") from error
 
 
 def _half(source: Path, destination: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgekit.errors import CheckpointError, ShapeError
+from edgekit.errors import CheckpointError, ShapeError, first_line
 from edgekit.models.graph import IMAGE, LEVEL, OPERATORS, GraphModel
 
 Array = NDArray[Any]
@@ -230,7 +230,7 @@ def hold_against(
                 wider = model(torch.zeros(1, model.channels, *other), torch.tensor([sigma]))
         except RuntimeError as error:
             raise CheckpointError(
-                f"{path}: what was read cannot be run on images of any size ({str(error).splitlines()[0]}); please "
+                f"{path}: what was read cannot be run on images of any size ({first_line(error)}); please "
                 "report it with the file"
             ) from error
         if wider.shape[2:] != other:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import CheckpointError, MissingExtraError
+from edgekit.errors import CheckpointError, MissingExtraError, first_line
 from edgekit.models.graph import IMAGE, LEVEL, GraphModel
 from edgekit.models.importers.builder import Array, Builder, hold_against, names_level
 
@@ -54,7 +54,7 @@ def load(path: Path) -> GraphModel:
         file = onnx.load(str(path))
         onnx.checker.check_model(file)
     except Exception as error:  # whatever protobuf and the checker raise
-        raise CheckpointError(f"{path} is no whole ONNX file ({_first(error)}): export it again") from error
+        raise CheckpointError(f"{path} is no whole ONNX file ({first_line(error)}): export it again") from error
     return convert(file, path)
 
 
@@ -78,7 +78,7 @@ def convert(file: Any, path: Path) -> GraphModel:
             session = onnxruntime.InferenceSession(str(fixed), options, providers=["CPUExecutionProvider"])
             graph = onnx.shape_inference.infer_shapes(onnx.load(str(folded)), strict_mode=True).graph
         except Exception as error:  # the runtime's own exception classes are not exported
-            raise CheckpointError(f"{path}: ONNX Runtime cannot open it ({_first(error)})") from error
+            raise CheckpointError(f"{path}: ONNX Runtime cannot open it ({first_line(error)})") from error
     shape = _shape(image)
     if len(graph.output) != 1:
         raise CheckpointError(f"{path} has {len(graph.output)} outputs: expected one, the clean image [N, C, H, W]")
@@ -97,10 +97,6 @@ def convert(file: Any, path: Path) -> GraphModel:
 
     hold_against(model, original, (shape[2], shape[3]), path)
     return model
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _shape(value: Any) -> list[int]:

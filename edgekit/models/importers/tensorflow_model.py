@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgekit.errors import CheckpointError, MissingExtraError
+from edgekit.errors import CheckpointError, MissingExtraError, first_line
 from edgekit.models.graph import IMAGE, LEVEL, GraphModel
 from edgekit.models.importers.builder import Array, Builder, hold_against, names_level
 from edgekit.quiet import quietly
@@ -64,7 +64,7 @@ def load(path: Path) -> GraphModel:
             converter = tensorflow.lite.TFLiteConverter.from_concrete_functions([function])
             content = converter.convert()
         except Exception as error:  # the converter raises whatever its passes raise
-            raise CheckpointError(f"{path}: TensorFlow's converter to TFLite failed ({_first(error)})") from error
+            raise CheckpointError(f"{path}: TensorFlow's converter to TFLite failed ({first_line(error)})") from error
     image, level, kind = _roles(inputs, path)
     from tensorflow.lite.python import schema_py_generated as schema
 
@@ -89,10 +89,6 @@ def load(path: Path) -> GraphModel:
     return model
 
 
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def _function(tensorflow: Any, path: Path) -> tuple[Any, list[tuple[int, ...]], tuple[int, ...]]:
     """The network as one function of fixed sizes with its weights inside, its inputs' shapes, the image's shape."""
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
@@ -108,7 +104,7 @@ def _function(tensorflow: Any, path: Path) -> tuple[Any, list[tuple[int, ...]], 
         traced = tensorflow.function(lambda *tensors: call(tensors), autograph=False).get_concrete_function(*signature)
         function = convert_variables_to_constants_v2(traced)
     except Exception as error:  # Keras' layers raise what they like
-        raise CheckpointError(f"{path} cannot be run on {_told(shapes)} ({_first(error)})") from error
+        raise CheckpointError(f"{path} cannot be run on {_told(shapes)} ({first_line(error)})") from error
     image = next((shape for shape in shapes if len(shape) == 4 and shape[3] != 1), None)
     image = image or next((shape for shape in shapes if len(shape) == 4), None)
     if image is None or image[3] not in (1, 2, 3, 4):
@@ -127,7 +123,7 @@ def _keras(path: Path) -> tuple[Callable[..., Any], list[Sequence[int | None]]]:
     try:
         model = keras.models.load_model(str(path), compile=False)
     except Exception as error:  # zip, HDF5, JSON, unknown layers, code that safe mode refuses
-        raise CheckpointError(f"{path}: Keras cannot read it ({_first(error)})") from error
+        raise CheckpointError(f"{path}: Keras cannot read it ({first_line(error)})") from error
     many = len(model.inputs) > 1
     return lambda tensors: model(list(tensors) if many else tensors[0], training=False), [t.shape for t in model.inputs]
 
@@ -138,7 +134,7 @@ def _saved(tensorflow: Any, path: Path) -> tuple[Callable[..., Any], list[Sequen
         signature = loaded.signatures["serving_default"]
     except Exception as error:  # damaged files, and folders without that signature
         raise CheckpointError(
-            f"{path}: no SavedModel with the signature serving_default ({_first(error)}); write it with "
+            f"{path}: no SavedModel with the signature serving_default ({first_line(error)}); write it with "
             "model.export(...)"
         ) from error
     given = signature.structured_input_signature[1]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.errors import CheckpointError, MissingExtraError
+from edgekit.errors import CheckpointError, MissingExtraError, first_line
 from edgekit.models import checkpoints
 from edgekit.models.graph import GraphModel
 from edgekit.models.importers import onnx_file
@@ -70,7 +70,7 @@ def _program(path: Path) -> tuple[Any, tuple[Tensor, ...]]:
             program = torch.export.load(path)
         arguments, named = program.example_inputs
     except Exception as error:  # a damaged file raises whatever its reader runs into
-        raise CheckpointError(f"{path} is no program of torch.export ({_first(error)}): save it again") from error
+        raise CheckpointError(f"{path} is no program of torch.export ({first_line(error)}): save it again") from error
     fix = "export it again with torch.export.export(module, (noisy, sigma)) or (noisy,), one image [1, C, H, W]"
     if named or not arguments or not all(isinstance(value, Tensor) for value in arguments):
         raise CheckpointError(f"{path} was not exported with one or two tensors in their order: {fix}")
@@ -106,7 +106,7 @@ def _module(path: Path) -> nn.Module:
     except CheckpointError:
         raise
     except Exception as error:  # the user's own code
-        raise CheckpointError(f"{path} raised {type(error).__name__}: {_first(error)}") from error
+        raise CheckpointError(f"{path} raised {type(error).__name__}: {first_line(error)}") from error
     finally:
         sys.path.remove(folder)
         # What it imported from beside it is its own: another file may have neighbours of the same names.
@@ -133,7 +133,7 @@ def _call(module: nn.Module, path: Path) -> tuple[Tensor, ...]:
             with torch.no_grad():
                 output = module(*sample)
         except Exception as error:  # noqa: BLE001 - the user's own code, tried with what may not be meant for it
-            failed = failed or f"; {_shapes(sample)}: {_first(error)}"
+            failed = failed or f"; {_shapes(sample)}: {first_line(error)}"
             continue
         if isinstance(output, Tensor) and output.shape[2:] == sample[0].shape[2:] and output.shape[1] in (1, 3):
             return sample
@@ -175,7 +175,7 @@ def _read(module: Callable[..., Tensor], source: Any, sample: tuple[Tensor, ...]
             if exported is None:
                 raise TypeError("torch.onnx.export gave nothing")
     except Exception as error:  # the exporter raises whatever its passes raise
-        raise CheckpointError(f"{path}: torch.onnx cannot export it ({_first(error)})") from error
+        raise CheckpointError(f"{path}: torch.onnx cannot export it ({first_line(error)})") from error
     model = onnx_file.convert(exported.model_proto, path)
 
     def original(noisy: Array, sigma: float) -> Array:
@@ -186,7 +186,7 @@ def _read(module: Callable[..., Tensor], source: Any, sample: tuple[Tensor, ...]
             with torch.no_grad():
                 output = module(image, *(torch.full(level.shape, sigma) for level in sample[1:]))
         except Exception as error:  # the user's own code
-            raise CheckpointError(f"{path} raised {type(error).__name__}: {_first(error)}") from error
+            raise CheckpointError(f"{path} raised {type(error).__name__}: {first_line(error)}") from error
         result: Array = output.numpy()
         return result
 
@@ -196,7 +196,3 @@ def _read(module: Callable[..., Tensor], source: Any, sample: tuple[Tensor, ...]
 
 def _shapes(sample: tuple[Tensor, ...]) -> str:
     return " and ".join(str(list(value.shape)) for value in sample)
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -89,7 +89,7 @@ class OpenVINOEngine:
     def operators(self) -> Mapping[str, OperatorCount]:
         """Layers by kind as they run; those in 8 bits count as delegated."""
         total = Counter(layer.kind for layer in self._layers)
-        taken = Counter(layer.kind for layer in self._layers if layer.precision in _INTEGERS)
+        taken = Counter(layer.kind for layer in self._layers if layer.dtype == "int8")
         return MappingProxyType({kind: OperatorCount(n, taken[kind]) for kind, n in sorted(total.items())})
 
     @property
@@ -98,7 +98,7 @@ class OpenVINOEngine:
         counted: Counter[str] = Counter()
         for layer in self._layers:
             if layer.macs:
-                counted["int8" if layer.precision in _INTEGERS else _numpy(layer.precision)] += layer.macs
+                counted[layer.dtype] += layer.macs
         return MappingProxyType(dict(counted))
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
@@ -245,6 +245,11 @@ class Executed(NamedTuple):
     precision: str
     macs: int
     why: str
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in, as numpy has it."""
+        return "int8" if self.precision in _INTEGERS else _numpy(self.precision)
 
 
 def executed(
