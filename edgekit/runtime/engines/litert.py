@@ -108,8 +108,10 @@ class LiteRTEngine:
         for name, array in inputs.items():
             detail = self._inputs[name]
             shape = tuple(int(n) for n in detail["shape"])
-            free = len(shape) == 4 and array.ndim == 4 and array.shape[::3] == shape[::3] and self.any_size
-            if array.dtype != detail["dtype"] or (array.shape != shape and not free):
+            alike = len(shape) == 4 and array.ndim == 4 and array.shape[::3] == shape[::3]
+            # The file's own size first: to ask for others costs an interpreter.
+            fits = array.shape == shape or (alike and self.any_size)
+            if array.dtype != detail["dtype"] or not fits:
                 raise EngineError(
                     f"input {name!r} of {self._path.name} was given {array.dtype} {list(array.shape)}: "
                     f"expected {np.dtype(detail['dtype'])} {list(shape)}"
