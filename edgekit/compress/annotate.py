@@ -36,6 +36,7 @@ _BOUNDED = {
     torch.ops.aten.sigmoid.default: (0.0, 255 / 256),
     torch.ops.aten.tanh.default: (-1.0, 127 / 128),
 }
+_JOINS = {torch.ops.aten.cat.default}
 # Operators that only move values, or choose among them: their output is the input's integers.
 MOVES = {
     torch.ops.aten.pixel_shuffle.default,
@@ -134,6 +135,9 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         elif node.target in _ARITHMETIC and all(isinstance(a, Node) for a in node.args[:2]):
             inputs = {_node(a): activation for a in node.args[:2]}
             result = output
+        elif node.target in _JOINS:
+            self._join(node, activation)
+            return
         elif node.target in MOVES and isinstance(node.args[0], Node):
             inputs = {node.args[0]: activation}
             result = SharedQuantizationSpec((node.args[0], node))
@@ -142,6 +146,21 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         inputs = {source: self._spec_of(source, spec) for source, spec in inputs.items()}
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map=inputs, output_qspec=result, _annotated=True
+        )
+
+    def _join(self, node: Node, default: QuantizationSpec) -> None:
+        """Give what is concatenated one scale, that of the first: an integer runtime then copies bytes.
+
+        An image's scale is fixed, and would be forced on the others: such a join is left to the converter.
+        """
+        first, *others = node.args[0]  # type: ignore[misc]
+        specs = [self._spec_of(_node(part), default) for part in (first, *others)]
+        if any(_is_fixed(spec) for spec in specs):
+            return
+        shared = SharedQuantizationSpec((first, node))
+        inputs = {first: specs[0], **{part: shared for part in others if part is not first}}
+        node.meta["quantization_annotation"] = QuantizationAnnotation(
+            input_qspec_map=inputs, output_qspec=shared, _annotated=True
         )
 
     def _is_wide(self, node: Node) -> bool:
@@ -157,6 +176,16 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to refuse: what is not annotated stays float, and the layer report says so."""
+
+
+def _is_fixed(spec: Any) -> bool:
+    """Whether a tensor's range is given, as an image's is; looked up where it shares another's."""
+    while isinstance(spec, SharedQuantizationSpec):
+        source = spec.edge_or_node[0] if isinstance(spec.edge_or_node, tuple) else spec.edge_or_node
+        annotation = source.meta.get("quantization_annotation")
+        spec = annotation.output_qspec if annotation is not None else None
+    maker = getattr(spec, "observer_or_fake_quant_ctr", None)
+    return maker is not None and maker.p.keywords.get("fixed") is not None
 
 
 def _is_branch(node: Node) -> bool:

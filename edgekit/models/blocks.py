@@ -28,25 +28,6 @@ class SeparableBlock(nn.Module):
         return x + residual
 
 
-class PointwiseBlock(nn.Module):
-    """Residual block of two 1x1 convolutions with one ReLU: mixes channels, and leaves pixels to the layers around it.
-
-    At full width a depthwise layer costs INT8 more time than both of these (it is bound by memory), and twice what it
-    costs in float.
-    """
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.expand = nn.Conv2d(width, hidden, 1)
-        self.project = nn.Conv2d(hidden, width, 1)
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        residual: Tensor = self.project(F.relu(self.expand(x)))
-        return x + residual
-
-
 class ResidualBlock(nn.Module):
     """Residual block of two plain 3x3 convolutions with one ReLU, no normalisation (EDSR, arXiv:1707.02921)."""
 

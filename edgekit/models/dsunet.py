@@ -12,9 +12,10 @@ from edgekit.models.unet_core import ShuffledUNet
         "dsunet-n": {
             "widths": [16, 32],
             "encoder": [[]],
-            "middle": [80] * 4,
+            "middle": [72] * 4,
             "decoder": [[]],
-            "finish": [48],
+            "up_width": 8,
+            "finish": 32,
             "sigma_level": 1,
         },
         "dsunet-s": {
@@ -22,7 +23,8 @@ from edgekit.models.unet_core import ShuffledUNet
             "encoder": [[]],
             "middle": [160] * 4,
             "decoder": [[]],
-            "finish": [80],
+            "up_width": 24,
+            "finish": 64,
             "sigma_level": 1,
         },
         "dsunet-m": {"widths": [48, 80], "encoder": [[96]], "middle": [160] * 6, "decoder": [[96]]},
@@ -35,7 +37,7 @@ from edgekit.models.unet_core import ShuffledUNet
     }
 )
 class DSUNet(ShuffledUNet):
-    """Depthwise-separable U-Net, sized by MACs: students n (2.9 kMAC/px), s (8.5), m (19.2); l (40.3) teaches."""
+    """Depthwise-separable U-Net, sized by MACs: students n (2.9 kMAC/px), s (8.9), m (19.2); l (40.3) teaches."""
 
     arch = "dsunet"
     source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind FFDNet's pixel-unshuffle (arXiv:1710.04026)"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgekit.errors import ShapeError
 from edgekit.models.base import DenoiserModel
-from edgekit.models.blocks import PointwiseBlock
 
 
 class ShuffledUNet(DenoiserModel):
-    """U-Net at half resolution and lower: add skips, pixel-shuffle upsampling, residual output.
+    """U-Net at half resolution and lower: pixel-shuffle upsampling, residual output.
 
     The output is `noisy - r(noisy, sigma)`. Sigma enters as a bias per channel after a convolution - a 1x1 convolution
     of the map - so that a scalar and a constant map are the same function, a static INT8 graph holds no broadcast of a
@@ -25,7 +25,11 @@ class ShuffledUNet(DenoiserModel):
         widths: channels of the residual stream, one number a level; level i works at 1/2**(i+1) of the resolution.
         encoder, decoder: hidden widths of the blocks of each level but the deepest, finest level first.
         middle: hidden widths of the blocks of the deepest level.
-        finish: hidden widths of pointwise blocks in front of the last convolution, which sees the neighbours itself.
+        up_width: channels that come up to the finest level, where they are set beside the skip; 0: as many as the skip
+            has, and added to it, as on every other level. In INT8 a sum is one rounding more of all that the output is
+            made of.
+        finish: channels of a 1x1 convolution with ReLU in front of the last one; 0 leaves it out. It writes what the
+            last convolution reads, with no residual around it, which INT8 would round twice.
         sigma_level: the level that sigma enters at: 0 behind the first convolution, 1 behind the first step down. There
             INT8 rounds the first convolution's output once instead of twice, and the addition is half the size.
     """
@@ -39,7 +43,8 @@ class ShuffledUNet(DenoiserModel):
         encoder: Sequence[Sequence[int]],
         middle: Sequence[int],
         decoder: Sequence[Sequence[int]],
-        finish: Sequence[int] = (),
+        up_width: int = 0,
+        finish: int = 0,
         sigma_level: int = 0,
         channels: int = 3,
     ) -> None:
@@ -53,7 +58,13 @@ class ShuffledUNet(DenoiserModel):
             )
         if not 0 <= sigma_level < len(widths):
             raise ShapeError(f"sigma_level is {sigma_level}: there are levels 0 to {len(widths) - 1}")
+        if up_width and not (len(widths) > 1 and not decoder[0]):
+            raise ShapeError(
+                f"up_width is {up_width} with {len(widths)} widths, decoder {decoder}: expected at least two widths, "
+                "and no blocks on the finest level, which need a sum; set up_width 0"
+            )
         self.channels = channels
+        self.up_width = up_width
         self.sigma_level = sigma_level
         self.stride = 2 ** len(widths)
         self.head = nn.Conv2d(4 * channels, widths[0], 3, padding=1)
@@ -61,10 +72,12 @@ class ShuffledUNet(DenoiserModel):
         self.down = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in zip(widths, widths[1:], strict=False))
         self.sigma_bias = nn.Conv2d(1, widths[sigma_level], 1, bias=False)
         self.middle = self._blocks(widths[-1], middle)
-        self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(widths, widths[1:], strict=False))
+        risen = [up_width or widths[0], *widths[1:]]
+        self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in zip(risen, widths[1:], strict=False))
         self.decoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, decoder, strict=False))
-        self.finish = nn.Sequential(*(PointwiseBlock(widths[0], h) for h in finish))
-        self.tail = nn.Conv2d(widths[0], 4 * channels, 3, padding=1)
+        joined = widths[0] + up_width
+        self.finish = nn.Conv2d(joined, finish, 1) if finish else None
+        self.tail = nn.Conv2d(finish or joined, 4 * channels, 3, padding=1)
 
     @classmethod
     def _blocks(cls, width: int, hidden: Sequence[int]) -> nn.Sequential:
@@ -84,8 +97,10 @@ class ShuffledUNet(DenoiserModel):
             x = x + bias if self.sigma_level == number else x
         x = self.middle(x)
         for blocks, up in zip(reversed(list(self.decoder)), reversed(list(self.up)), strict=True):
-            x = blocks(skips.pop() + F.pixel_shuffle(up(x), 2))
-        return noisy - F.pixel_shuffle(self.tail(self.finish(x)), 2)
+            skip, risen = skips.pop(), F.pixel_shuffle(up(x), 2)
+            x = torch.cat((skip, risen), 1) if self.up_width and not skips else blocks(skip + risen)
+        x = x if self.finish is None else F.relu(self.finish(x))
+        return noisy - F.pixel_shuffle(self.tail(x), 2)
 
     @property
     def halo(self) -> int:
@@ -112,6 +127,8 @@ class ShuffledUNet(DenoiserModel):
             "encoder": [hidden(b) for b in self.encoder],
             "middle": hidden(self.middle),
             "decoder": [hidden(b) for b in self.decoder],
-            "finish": hidden(self.finish),
+            # Read from the layers, of which pruning leaves less.
+            "up_width": self.up[0].out_channels // 4 if self.up_width else 0,  # type: ignore[operator]
+            "finish": self.finish.out_channels if self.finish is not None else 0,
             "sigma_level": self.sigma_level,
         }

@@ -28,7 +28,7 @@ def program(model: DenoiserModel, bits: int) -> QuantizedProgram:
 
 def tiny(**overrides: object) -> DenoiserModel:
     torch.manual_seed(0)
-    model = create("dsunet-n", **{"widths": [8, 16], "middle": [24], "finish": [16], **overrides}).eval()
+    model = create("dsunet-n", **{"widths": [8, 16], "middle": [24], "finish": 16, **overrides}).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0, 0.2)
     return model

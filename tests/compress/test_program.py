@@ -15,7 +15,9 @@ RANGE = (0.0, 55 / 255)
 
 def tiny() -> DenoiserModel:
     torch.manual_seed(0)
-    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[16]], finish=[], sigma_level=0)
+    model = create(
+        "dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[16]], up_width=0, finish=0, sigma_level=0
+    )
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2)
     return model.eval()

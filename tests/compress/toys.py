@@ -85,7 +85,7 @@ def random_model(name: str, seed: int = 0, **overrides: Any) -> DenoiserModel:
 def tiny_student(seed: int = 0, **overrides: Any) -> DenoiserModel:
     """A student of 8 channels with fresh weights, as training would start it."""
     torch.manual_seed(seed)
-    config = {"widths": [8, 8], "encoder": [[]], "middle": [16, 16], "decoder": [[16]], **overrides}
+    config = {"widths": [8, 8], "encoder": [[]], "middle": [16, 16], "decoder": [[16]], "up_width": 0, **overrides}
     return registry.create("dsunet-n", **config)
 
 

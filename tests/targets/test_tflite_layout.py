@@ -71,7 +71,7 @@ def simplified(path: Path) -> Path:
 
 def quantized() -> QuantizedProgram:
     torch.manual_seed(0)
-    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[16], decoder=[[16]])
+    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[16], decoder=[[16]], up_width=0)
     for parameter in model.parameters():
         nn.init.normal_(parameter, 0, 0.15)
     program = QuantizedProgram(model, registry.get("tflite").scheme(), (0.0, 55 / 255))

@@ -20,7 +20,9 @@ from edgekit.train.images import ImageSource, Picture
 def tiny_model() -> Callable[..., DenoiserModel]:
     def make(seed: int = 0, **overrides: Any) -> DenoiserModel:
         torch.manual_seed(seed)
-        return models.create("dsunet-n", **{"widths": [8, 8], "middle": [16], "decoder": [[8]], **overrides})
+        return models.create(
+            "dsunet-n", **{"widths": [8, 8], "middle": [16], "decoder": [[8]], "up_width": 0, **overrides}
+        )
 
     return make
 

@@ -105,7 +105,7 @@ def assert_reads_the_same(path: Path, noisy: Array) -> DenoiserModel:
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
-        ("dsunet-n", {"widths": [8, 16], "encoder": [[]], "middle": [16], "decoder": [[16]]}),
+        ("dsunet-n", {"widths": [8, 16], "encoder": [[]], "middle": [16], "decoder": [[16]], "up_width": 0}),
         ("ffdnet-gray", {"widths": [8, 12, 8]}),
         ("dncnn-25", {"widths": [8] * 3}),
     ],
