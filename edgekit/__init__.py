@@ -17,7 +17,7 @@ from edgekit._version import __version__
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.api import compress, compress_all, train
+    from edgekit.api import compress, compress_all, search, train
     from edgekit.bundle.reader import Bundle
     from edgekit.runtime.check import check
     from edgekit.runtime.denoiser import Denoiser, open
@@ -33,10 +33,11 @@ __all__ = [
     "compress",
     "compress_all",
     "open",
+    "search",
     "train",
 ]
 
-# compress and train are packages too; edgekit.callable_package makes them callable.
+# compress, search and train are packages too; edgekit.callable_package makes them callable.
 _WHERE = {
     "Bundle": "edgekit.bundle.reader",
     "Denoiser": "edgekit.runtime.denoiser",
@@ -48,7 +49,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> object:
-    if name in ("compress", "train"):
+    if name in ("compress", "search", "train"):
         return importlib.import_module(f"edgekit.{name}")
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)

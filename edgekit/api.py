@@ -13,6 +13,7 @@ from edgekit.extras import needed
 if TYPE_CHECKING:
     from edgekit.bundle.reader import Bundle
     from edgekit.pipeline import Progress
+    from edgekit.search.study import Search
     from edgekit.train.loop import Progress as TrainingProgress
     from edgekit.train.run import Trained
 
@@ -171,9 +172,64 @@ def train(
             loaded.train,
             Path("runs", loaded.model) if out is None else out,
             channels=loaded.channels,
+            config=loaded.config,
             weights=loaded.weights,
             teacher=loaded.teacher,
             resume=resume,
             force=force,
             progress=progress,
         )
+
+
+def search(
+    budget: float | str | None = None,
+    *,
+    recipe: PathLike | None = None,
+    target: str | None = None,
+    data: PathLike | None = None,
+    channels: int | None = None,
+    sigma: tuple[float, float] | str | None = None,
+    trials: int | None = None,
+    steps: int | None = None,
+    threads: int | None = None,
+    tile: int | None = None,
+    storage: PathLike | None = None,
+    seed: int | None = None,
+    out: PathLike = "student.yaml",
+    progress: Progress | None = None,
+) -> Search:
+    """Find the widths and depth of a student within a latency budget on this machine; write the recipe that trains it.
+
+    Args:
+        budget: milliseconds per megapixel of useful pixels, 40 or "40ms/MP"; may be left to the recipe.
+        recipe: YAML file with settings of `edgekit.recipe.SearchRecipe`; what is given here wins. None (everywhere
+            below): the recipe's value, or the default.
+        target: what candidates are exported to and timed as; "tflite".
+        data: folder of clean images, or of pairs; the built-in images.
+        channels: 1 (gray) or 3 (RGB); 3.
+        sigma: noise levels in 8-bit units, (low, high) or "low:high"; (0, 55).
+        trials: candidates in all; 20.
+        steps: training steps of each candidate; 1500.
+        threads: CPU threads that candidates are timed with; 1.
+        tile: height and width of the input they are timed on; 512.
+        storage: a file (on a shared disk, if several machines work on it) or a database's URL; beside `out`.
+        seed: of every generator; 0.
+        out: the recipe file to write.
+        progress: called as progress(stage, done, total, text).
+    Returns: all candidates, the best within the budget, and where the recipe lies.
+    Raises: RecipeError (no candidate within the budget among others), DataError, CheckpointError, TrainingError,
+        OutputExistsError, MissingExtraError.
+    """
+    with needed("search", "train,tflite,search"):
+        from edgekit.recipe import SearchRecipe, load
+
+        given = {
+            "budget": budget, "target": target, "data": data, "channels": channels, "trials": trials, "steps": steps,
+            "threads": threads, "tile": tile, "storage": None if storage is None else str(storage), "seed": seed,
+        }  # fmt: skip
+        if sigma is not None:
+            given["train"] = {"noise": {"sigma": sigma}}
+        loaded = load(SearchRecipe, None if recipe is None else Path(recipe), given)
+        from edgekit.search.study import search as run
+
+        return run(loaded, out=Path(out), progress=progress)

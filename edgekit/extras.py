@@ -27,6 +27,7 @@ EXTRAS = {
     "yaml": "train",
     "skimage": "train",
     "tensorboard": "train",
+    "optuna": "search",
     "litert_torch": "tflite",
     "ai_edge_quantizer": "tflite",
 }

@@ -274,7 +274,7 @@ def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel
             )
     _check_names(recipe)
     original, teacher = _models(recipe)
-    _check_tile(recipe.tile, original)
+    check_tile(recipe.tile, original)
     if recipe.data is not None:
         check_folder(recipe.data)
     return chosen, original, teacher
@@ -349,8 +349,8 @@ def _check_fits(loaded: DenoiserModel, name: str, source: str) -> None:
         )
 
 
-def _check_tile(tile: int, model: DenoiserModel) -> None:
-    """A tile is a multiple of the stride and leaves useful pixels inside the halo."""
+def check_tile(tile: int, model: DenoiserModel) -> None:
+    """A tile is a multiple of the stride and leaves useful pixels inside the halo. Raises: RecipeError: it is not."""
     least = 2 * model.halo + model.stride
     if tile % model.stride or tile < least:
         near = max(-(-least // model.stride), round(tile / model.stride)) * model.stride
@@ -567,7 +567,7 @@ def float_outputs(model: DenoiserModel, noisy: NDArray[np.uint8], sigma: NDArray
 
 def _with_time(record: StageRecord, manifest: Manifest, files: Path, wide: Sequence[str]) -> StageRecord:
     """A record that tells what its float layers cost, by the rates of float and integer products on one tile here."""
-    engines = {name: _open(manifest, files, name) for name in (manifest.default_variant, "fp32")}
+    engines = {name: open_files(manifest, files, name) for name in (manifest.default_variant, "fp32")}
     tile = np.zeros((manifest.tile - 2 * manifest.model.halo,) * 2 + (manifest.model.channels,), np.uint8)
     runs = [partial(denoiser, tile, manifest.sigma[1]) for denoiser in engines.values()]
     mixed, floats = (float(times.min()) for times in in_turns(runs, 5, 60.0, warm_up=1))
@@ -581,17 +581,17 @@ def _with_time(record: StageRecord, manifest: Manifest, files: Path, wide: Seque
     return replace(record, what=told, details={**record.details, "wide_ms": round(1e3 * extra, 3)})
 
 
-def _open(manifest: Manifest, files: Path, variant: str | None = None) -> Denoiser:
-    """A variant of files that are not a bundle yet."""
+def open_files(manifest: Manifest, files: Path, variant: str | None = None, threads: int | None = None) -> Denoiser:
+    """A variant of files in a folder that are not a bundle yet."""
     listed = replace(manifest, files={name: "" for v in manifest.variants for name in v.files})
-    return Denoiser.from_bundle(Bundle(manifest=listed, folder=files, source=files), variant)
+    return Denoiser.from_bundle(Bundle(manifest=listed, folder=files, source=files), variant, threads)
 
 
 def _host_outputs(
     manifest: Manifest, files: Path, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], str]:
     """What the default variant gives here, through the runtime, and the kernels that computed it."""
-    with _open(manifest, files) as denoiser:
+    with open_files(manifest, files) as denoiser:
         return run_tiles(denoiser, noisy, sigma), denoiser.engine.kernels
 
 

@@ -47,6 +47,7 @@ class StageData:
         digest: equal for the same images, split alike.
         licence: under what terms the images come.
         skipped: images that were left out and why, a line each.
+        source: the images themselves, divided.
     """
 
     batches: Batches
@@ -56,6 +57,7 @@ class StageData:
     digest: str
     licence: str
     skipped: tuple[str, ...]
+    source: ImageSource
 
 
 def open_stage_data(recipe: Recipe, channels: int) -> StageData:
@@ -92,6 +94,7 @@ def open_stage_data(recipe: Recipe, channels: int) -> StageData:
         digest=source.digest,
         licence=source.licence,
         skipped=source.skipped,
+        source=source,
     )
 
 

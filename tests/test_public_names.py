@@ -15,7 +15,7 @@ from edgekit.errors import EdgekitError
 
 _PUBLIC = [
     *("Bundle", "Denoiser", "EdgekitError", "Verdict", "__version__"),
-    *("check", "compress", "compress_all", "open", "train"),
+    *("check", "compress", "compress_all", "open", "search", "train"),
 ]
 
 
@@ -65,6 +65,13 @@ def test_compress_takes_every_plain_setting_of_the_recipe() -> None:
     assert set(inspect.signature(edgekit.compress).parameters) - {"recipe", "out", "force", "resume", "progress"} == (
         set(Recipe.model_fields) - nested
     )
+
+
+def test_search_takes_every_plain_setting_of_its_recipe() -> None:
+    from edgekit.recipe import SearchRecipe
+
+    own = {"recipe", "out", "progress", "sigma"}
+    assert set(inspect.signature(edgekit.search).parameters) - own == set(SearchRecipe.model_fields) - {"train"}
 
 
 def test_compress_refuses_a_wrong_setting_before_any_work() -> None:

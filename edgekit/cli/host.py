@@ -184,7 +184,7 @@ def train(
         "learning_rate": learning_rate,
         "precision": precision,
         "accelerator": accelerator,
-        "devices": _whole(devices),
+        "devices": whole(devices),
         "num_nodes": num_nodes,
         "strategy": strategy,
         "tensorboard": tensorboard or None,
@@ -196,7 +196,7 @@ def train(
         trained = api.train(
             model,
             recipe=recipe,
-            channels=_whole(channels),
+            channels=whole(channels),
             data=data,
             weights=weights,
             teacher=teacher,
@@ -218,7 +218,7 @@ def train(
     screen.print(Text(line), soft_wrap=True)
 
 
-def _whole(text: str | None) -> Any:
+def whole(text: str | None) -> Any:
     """A flag whose setting allows only certain whole numbers; what is none is left for the recipe to refuse."""
     return int(text) if text is not None and text.isdigit() else text
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.bundle.manifest import Manifest
 from edgekit.bundle.reader import Bundle
 
 
@@ -21,9 +22,13 @@ def fill_one_tile(bundle: Bundle) -> tuple[NDArray[np.uint8], float]:
         the stride); and its noise level in 8-bit units.
     Raises: BundleError: the golden tiles are damaged.
     """
-    manifest, golden = bundle.manifest, bundle.golden()
+    golden = bundle.golden()
+    return fill(bundle.manifest, golden.noisy[0]), float(golden.sigma[0])
+
+
+def fill(manifest: Manifest, tile: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A tile's image, uint8 [H, W, C], repeated until its pixels are the useful ones of one run."""
     halo, stride = manifest.model.halo, manifest.model.stride
     side = manifest.tile - math.ceil(halo / stride) * stride - halo
-    copies = math.ceil(side / min(golden.noisy.shape[1:3]))
-    image = np.tile(golden.noisy[0], (copies, copies, 1))[:side, :side]
-    return image, float(golden.sigma[0])
+    copies = math.ceil(side / min(tile.shape[:2]))
+    return np.tile(tile, (copies, copies, 1))[:side, :side]

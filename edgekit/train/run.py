@@ -55,6 +55,7 @@ def train(
     out: str | os.PathLike[str],
     *,
     channels: int | None = None,
+    config: Mapping[str, Any] | None = None,
     weights: str | os.PathLike[str] | None = None,
     teacher: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -69,6 +70,7 @@ def train(
         settings: see `TrainSettings`.
         out: the run's folder.
         channels: 1 or 3; None is the model's own default.
+        config: the architecture's own arguments where they are not the preset's, e.g. {"middle": [96, 96]}.
         weights: start from these (a shipped name or a file) instead of random weights.
         teacher: a shipped name or a weight file of a better model, which is imitated too.
         resume: go on with the run that `out` holds; an `out` without one starts it.
@@ -85,7 +87,8 @@ def train(
             "resume it (--resume), start over (--force), or name another folder"
         )
     torch.manual_seed(settings.seed)
-    model = models.create(model_name, **({} if channels is None else {"channels": channels}))
+    shape = dict(config or {})
+    model = models.create(model_name, **{**shape, **({} if channels is None else {"channels": channels})})
     if weights is not None:
         models.load(os.fspath(weights), model)
     tutor = None if teacher is None else models.load(os.fspath(teacher))
@@ -103,7 +106,7 @@ def train(
         for path in existing:
             path.unlink(missing_ok=True)
     identity = {"starting weights": weights_digest(model) if weights is not None else "random"}
-    recipe = _recipe(model_name, model, source, settings, weights, teacher)
+    recipe = _recipe(model_name, model, shape, source, settings, weights, teacher)
     trained = fit(
         model,
         source,
@@ -135,6 +138,7 @@ def _licence(origin: str | os.PathLike[str]) -> str:
 def _recipe(
     model_name: str,
     model: DenoiserModel,
+    shape: dict[str, Any],
     source: ImageSource,
     settings: TrainSettings,
     weights: str | os.PathLike[str] | None,
@@ -144,6 +148,7 @@ def _recipe(
 
     content: dict[str, Any] = {
         "model": model_name,
+        "config": shape,
         "channels": model.channels,
         "data": None if source.name == "built-in" else source.name,
         "images": len(source.training),
