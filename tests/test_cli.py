@@ -21,8 +21,11 @@ from edgekit.bundle.reader import read
 from edgekit.cli.outcome import run
 from edgekit.recipe import Recipe
 from edgekit.runtime.check import check
+from edgekit.runtime.deep_color import write_png
 from edgekit.runtime.denoiser import open as open_bundle
 from edgekit.runtime.images import load
+
+COMMANDS = ("compress", "train", "search", "check", "bench", "denoise", "inspect", "models", "doctor")
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,14 @@ def test_no_command_prints_help(edgekit: Terminal) -> None:
     said = edgekit()
     assert said.code == 0
     assert all(
-        name in said.out for name in ("compress", "train", "check", "bench", "denoise", "inspect", "models", "doctor")
+        name in said.out
+        for name in ("compress", "train", "search", "check", "bench", "denoise", "inspect", "models", "doctor")
     )
 
 
-@pytest.mark.parametrize("command", ["compress", "train", "check", "bench", "denoise", "inspect", "models", "doctor"])
+@pytest.mark.parametrize(
+    "command", ["compress", "train", "search", "check", "bench", "denoise", "inspect", "models", "doctor"]
+)
 def test_every_command_has_help(edgekit: Terminal, command: str) -> None:
     assert edgekit(command, "--help").code == 0
 
@@ -198,6 +204,28 @@ def test_denoise_a_folder_into_a_folder(edgekit: Terminal, bundle: Path, photo: 
     assert edgekit("denoise", source, "-o", tmp_path / "out", "--model", bundle).code == 0
     assert files(tmp_path / "out") == {"a.png", "b.tif"}
     assert load(tmp_path / "out" / "b.tif").pixels.shape == (80, 80)
+
+
+def test_denoise_gives_deep_images_to_the_float_model_and_says_so(
+    edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    shutil.copy(photo, source / "bytes.png")
+    ramp = np.tile(np.linspace(4000, 60000, 80).astype(np.uint16)[None, :, None], (40, 1, 3))
+    with (source / "deep.png").open("wb") as stream:
+        write_png(stream, ramp, None, None)
+    words = ["denoise", source, "-o", out, "--model", bundle, "--sigma", "5"]
+    said = edgekit(*words)
+    assert said.code == 0
+    assert "note: an image has more than 8 bits" in said.err
+    for name, variant in (("bytes", "int8"), ("deep", "fp32")):
+        with open_bundle(bundle, variant=variant) as denoiser:
+            expected = denoiser(load(source / f"{name}.png").pixels, sigma=5)
+        np.testing.assert_array_equal(load(out / f"{name}.png").pixels, expected)
+    assert "note" not in edgekit(*words, "--force", "--variant", "int8").err
+    with open_bundle(bundle, variant="int8") as denoiser:
+        np.testing.assert_array_equal(load(out / "deep.png").pixels, denoiser(ramp, sigma=5))
 
 
 def test_denoise_never_overwrites_unless_forced(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path) -> None:

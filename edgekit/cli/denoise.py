@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from numpy.typing import NDArray
 
@@ -39,40 +40,63 @@ def denoise(
     """Denoise images; size, depth, colour and alpha stay as they are."""
     level = _level(sigma)
     jobs = plan(images, out, force=force)
-    unreadable = []
+    unreadable: list[str] = []
+    # Files of more than 8 bits, which integers would leave with the precision of 8: they wait for a float model.
+    deep: list[tuple[Path, Path]] = []
     # One image should be done soon; of many, the last one should.
     hint = "latency" if len(jobs) == 1 else "throughput"
-    with (
-        open_bundle(model, variant=variant, threads=threads, device=device, hint=hint, cache=cache) as denoiser,
-        Bars() as bars,
-    ):
-        under_way: deque[tuple[Path, files.Picture]] = deque()
+    with Bars() as bars:
 
-        def pictures() -> Iterator[tuple[NDArray[Any], float | None]]:
-            for source, target in jobs:
-                try:
-                    picture = files.load(source)
-                    told = _told(denoiser, source, picture, level)
-                except (DataError, ShapeError) as error:
-                    # Of a folder, one bad file must not cost the others.
-                    if len(jobs) == 1:
-                        raise
-                    message = str(error) if isinstance(error, DataError) else f"{source}: {error}"
-                    unreadable.append(message)
-                    typer.echo(f"skipped: {message}", err=True)
-                    continue
-                under_way.append((target, picture))
-                yield picture.pixels, told
+        def run(name: str | None, jobs_now: list[tuple[Path, Path]], waiting: list[tuple[Path, Path]] | None) -> None:
+            with open_bundle(model, variant=name, threads=threads, device=device, hint=hint, cache=cache) as denoiser:
+                finer = None if waiting is None else _float_variant(denoiser)
+                under_way: deque[tuple[Path, files.Picture]] = deque()
 
+                def pictures() -> Iterator[tuple[NDArray[Any], float | None]]:
+                    for source, target in jobs_now:
+                        try:
+                            picture = files.load(source)
+                            if waiting is not None and finer is not None and picture.pixels.dtype != np.uint8:
+                                waiting.append((source, target))
+                                continue
+                            told = _told(denoiser, source, picture, level)
+                        except (DataError, ShapeError) as error:
+                            # Of a folder, one bad file must not cost the others.
+                            if len(jobs) == 1:
+                                raise
+                            message = str(error) if isinstance(error, DataError) else f"{source}: {error}"
+                            unreadable.append(message)
+                            typer.echo(f"skipped: {message}", err=True)
+                            continue
+                        under_way.append((target, picture))
+                        yield picture.pixels, told
+
+                for clean in denoiser.many(pictures()):
+                    target, picture = under_way.popleft()
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    files.save(target, clean, like=picture, overwrite=force)
+                    done.append(target)
+                    bars("denoise", len(done) + len(unreadable), len(jobs), target.name)
+            if waiting:
+                typer.echo(
+                    f"note: {'an image has' if len(waiting) == 1 else f'{len(waiting)} images have'} more than 8 bits, "
+                    f"which is the precision of integers: denoised by {finer}; --variant int8 is faster",
+                    err=True,
+                )
+                run(finer, waiting, None)
+
+        done: list[Path] = []
         bars("denoise", 0, len(jobs))
-        for done, clean in enumerate(denoiser.many(pictures()), 1):
-            target, picture = under_way.popleft()
-            target.parent.mkdir(parents=True, exist_ok=True)
-            files.save(target, clean, like=picture, overwrite=force)
-            bars("denoise", done + len(unreadable), len(jobs), target.name)
+        run(variant, jobs, deep if variant is None else None)
         bars("denoise", len(jobs), len(jobs))
     if unreadable:
         raise DataError(f"skipped {len(unreadable)} of {len(jobs)} images, the first: {unreadable[0]}")
+
+
+def _float_variant(denoiser: Denoiser) -> str | None:
+    """The float model beside an integer one; None where this is no integer one, or it is alone."""
+    names = [v.name for v in denoiser.manifest.variants]
+    return "fp32" if denoiser.variant.integer and "fp32" in names else None
 
 
 def _told(denoiser: Denoiser, source: Path, picture: files.Picture, level: float | str) -> float | None:

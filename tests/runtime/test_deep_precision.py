@@ -1,0 +1,44 @@
+"""Images of more than 8 bits keep their precision on the whole way: file, command, float model, file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.cli.outcome import run
+from edgekit.runtime.deep_color import write_png
+from edgekit.runtime.denoiser import open as open_bundle
+from edgekit.runtime.images import load
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped student by calibration alone."""
+    pytest.importorskip("litert_torch")
+    import edgekit
+
+    out = tmp_path_factory.mktemp("deep")
+    return edgekit.compress(target="tflite", prune=0, steps=0, tile=256, max_drop=2, out=out).folder
+
+
+def test_a_16_bit_ramp_comes_out_monotone(bundle: Path, tmp_path: Path) -> None:
+    # 90 of 65535 a pixel: a third of what 8 bits can tell apart.
+    row = np.linspace(8000, 56000, 530).astype(np.uint16)
+    ramp = np.tile(row[None, :, None], (48, 1, 3))
+    with (tmp_path / "ramp.png").open("wb") as stream:
+        write_png(stream, ramp, None, None)
+    words = ["denoise", str(tmp_path / "ramp.png"), "-o", str(tmp_path / "out.png"), "--model", str(bundle)]
+    assert run([*words, "--sigma", "2"]) == 0
+    clean = load(tmp_path / "out.png").pixels
+    assert clean.dtype == np.uint16
+    # The image's own edges are mirrored: a ramp has a corner there.
+    inside = clean[:, 16:-16].astype(int)
+    assert np.diff(inside, axis=1).min() >= 0
+    assert np.abs(inside - ramp[:, 16:-16]).max() < 257
+    # By integers the fine bits are kept as well, but what is taken for noise is in steps of 8 bits.
+    with open_bundle(bundle, variant="int8") as denoiser:
+        coarse = denoiser(ramp, sigma=2)[:, 16:-16].astype(int)
+    assert len(np.unique(coarse[24, :, 1])) > 400
+    assert np.abs(coarse - ramp[:, 16:-16]).max() < 4 * 257
