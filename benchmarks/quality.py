@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     images = [sets.read(options.data, name, options.limit) for name in options.sets]
     done: list[Key] = []
     began = time.perf_counter()
-    with ThreadPoolExecutor(options.workers, initializer=_one_thread) as pool:
+    with ThreadPoolExecutor(options.workers, initializer=one_thread) as pool:
         for name in names:
             contestant = contestants.load(name, weights=weights, kair=options.kair)
             with ExitStack() as stack:
@@ -134,7 +134,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
+    """Start a worker: torch keeps to one thread."""
     # Images are the threads; and sums in another order would be other figures.
     import torch
 
@@ -205,14 +206,14 @@ def _columns(
     # A teacher teaches in float; it goes to no device.
     precision = "fp32" if contestant.name == TEACHER else "int8"
     whole = stack.enter_context(export(contestant, tile_for(model, _SIDE), precision=precision))
-    found["original"] = _through_runtime(whole, "fp32")
+    found["original"] = through_runtime(whole, "fp32")
     if precision == "int8":
-        found["calibrated"] = _through_runtime(whole, "int8")
+        found["calibrated"] = through_runtime(whole, "int8")
     if contestant.name == STUDENT:
         bundle = stack.enter_context(reader.read(options.bundle))
         same_origin(bundle, whole)
-        found["fp32"] = _through_runtime(bundle, "fp32")
-        found["int8"] = _through_runtime(bundle, "int8")
+        found["fp32"] = through_runtime(bundle, "fp32")
+        found["int8"] = through_runtime(bundle, "int8")
         fact["compressed_macs_per_pixel"] = round(bundle.manifest.model.macs_per_pixel, 1)
         fact["compressed_parameters"] = bundle.manifest.model.parameters
         fact["stages"] = [stage["what"] for stage in bundle.manifest.stages]
@@ -236,7 +237,8 @@ def same_origin(bundle: Bundle, whole: Bundle) -> None:
         )
 
 
-def _through_runtime(bundle: Bundle, variant: str) -> Column:
+def through_runtime(bundle: Bundle, variant: str) -> Column:
+    """A figure of a bundle's variant, as the runtime computes it with one thread."""
     file = next(v.file for v in bundle.manifest.variants if v.name == variant)
 
     def open_one(stack: ExitStack) -> Run:

@@ -21,7 +21,7 @@ from typing import Any
 # So that `python benchmarks/tables.py` finds its neighbours as `python -m benchmarks.tables` does.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import published, results
+from benchmarks import ablation, published, results
 from benchmarks.console import leave, say
 from benchmarks.contestants import STUDENT, TEACHER
 from benchmarks.sets import ROOT, SIGMAS
@@ -31,6 +31,8 @@ from edgekit.errors import DataError, UnknownNameError
 FILES = {
     ROOT / "README.md": ("picture", "quality", "latency"),
     ROOT / "docs" / "benchmarks.md": ("quality", "ssim", "published", "latency"),
+    ROOT / "docs" / "int8.md": ("int8",),
+    ROOT / "docs" / "compression.md": ("ablation",),
     **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in (STUDENT, TEACHER)},
 }
 _BLOCK = re.compile(r"(?P<begin><!-- generated:(?P<name>[\w-]+) -->\n).*?(?P<end><!-- /generated:(?P=name) -->)", re.S)
@@ -248,12 +250,51 @@ def picture(folder: Path) -> str:
     )
 
 
+def integers(folder: Path) -> str:
+    """dB that integers cost, by bundle, set and level."""
+    found = results.load(folder / "int8.json")
+    rows = found["rows"]
+    places = list(dict.fromkeys((row["set"], row["sigma"]) for row in rows))
+    places = sorted(places, key=lambda place: (place[0], place[1]))
+    lines = []
+    for key in dict.fromkeys((row["name"], row["target"], row["qat_steps"]) for row in rows):
+        mine = {(r["set"], r["sigma"]): r for r in rows if (r["name"], r["target"], r["qat_steps"]) == key}
+        share = next(iter(mine.values()))["int8_share"]
+        how = f"{key[2]} steps of QAT" if key[2] else "calibration alone"
+        cells = [f"{mine[place]['lost']:.2f}" if place in mine else "" for place in places]
+        lines.append([f"{key[0]}, {key[1]}", how, f"{share:.0%}", *cells])
+    heads = [f"{name}: {sigma}" if (name, sigma) == _first(places, name) else str(sigma) for name, sigma in places]
+    what = (
+        "dB that INT8 loses against the FP32 file of the same bundle, the mean over a set's images, at noise levels in "
+        "8-bit units; clipped 8-bit input, both outputs rounded. `python -m benchmarks.int8 BUNDLE...`; TensorRT's "
+        "graph was run by ONNX Runtime."
+    )
+    return f"{_markdown(['', 'ranges from', 'MACs in int8', *heads], lines, 2)}\n\n{what}"
+
+
+def means(folder: Path) -> str:
+    """What each means of compression gives, at equal steps."""
+    found = results.load(folder / "ablation.json")
+    columns, lines = ablation.table(found["rows"])
+    lines = [[*line[:-2], f"±{line[-2]}" if line[-2] else "", line[-1]] for line in lines]
+    columns[:2] = ["compared within", "means"]
+    columns[-2] = "over seeds"
+    what = (
+        f"PSNR in dB on {found['settings']['crops']} held-out crops of 160x160 of the training photos, clipped and "
+        f"rounded; {found['settings']['steps']} steps a training, QAT by its default. *Mean* is over the four levels. "
+        "`python -m benchmarks.ablation`."
+    )
+    return f"{_markdown(columns, lines, 2)}\n\n{what}"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "quality": quality,
     "ssim": similarity,
     "published": as_published,
     "latency": latency,
     "picture": picture,
+    "int8": integers,
+    "ablation": means,
     **{f"card-{name}": functools.partial(card, model=name) for name in (STUDENT, TEACHER)},
 }
 

@@ -29,6 +29,17 @@ JpegQuality = Annotated[int, Field(ge=1, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
+def _parse_budget(value: object) -> object:
+    """A budget may carry its unit, as on the command line."""
+    if not isinstance(value, str):
+        return value
+    number = value.strip().lower().removesuffix("/mp").strip().removesuffix("ms").strip()
+    try:
+        return float(number)
+    except ValueError:
+        raise ValueError("expected milliseconds per megapixel, e.g. 40ms/MP") from None
+
+
 def _parse_range(value: object) -> object:
     """A range may be written "0:55", as on the command line; one number stands for itself."""
     if isinstance(value, str):
@@ -137,8 +148,9 @@ class PruneSettings(Settings):
     ratio: Annotated[float, Field(ge=0, le=0.9)] = 0.25
     # Widths become multiples of this: what int8 kernels fill (16 channels of NEON or AVX512 at a time).
     round_to: PositiveInt = 16
-    # "taylor": the effect on the loss, on so many noisy batches; "l1": the norm of the weights, a baseline.
-    criterion: Literal["taylor", "l1"] = "taylor"
+    # "taylor": the effect on the loss, on so many noisy batches, a residual stream's readers weighed together.
+    # Baselines: "taylor-sum", as published, which adds them up; "l1", the norm of the weights.
+    criterion: Literal["taylor", "taylor-sum", "l1"] = "taylor"
     batches: PositiveInt = 16
 
 
@@ -178,6 +190,10 @@ class QuantizeSettings(Settings):
     # 0 is calibration alone (post-training quantization).
     steps: Annotated[int, Field(ge=0)] = 300
     calibration_batches: PositiveInt = 8
+    # Where ranges begin: of least squared error over a sample of each tensor, or at its extremes, as most tools do.
+    range_fit: Literal["least-squares", "extremes"] = "least-squares"
+    # Take off biases what the rounding of weights adds on average.
+    bias_correction: bool = True
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     # Ranges are in units of their observed width.
     range_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
@@ -262,6 +278,8 @@ class TrainRecipe(Settings):
     """Everything that a training run does; `recipe.yaml` beside the trained weights holds it."""
 
     model: Annotated[str, Field(json_schema_extra={"flag": "MODEL"})]
+    # The architecture's own arguments where they are not the preset's: what `edgekit search` found.
+    config: dict[str, Any] = {}
     # 1 (gray) or 3 (RGB); None is the model's own default.
     channels: Literal[1, 3] | None = None
     # A folder of clean images, or of pairs (noisy/ and clean/); None is the built-in set.
@@ -273,6 +291,47 @@ class TrainRecipe(Settings):
     # What the run found: told by the file, asked of nobody.
     images: int | None = None
     versions: dict[str, str] = {}
+
+
+class StudentSettings(TrainSettings):
+    """A training run of a student; Muon learns more in as many steps."""
+
+    optimizer: Literal["adamw", "muon"] = "muon"
+
+
+# Settings of a training that a candidate's score does not depend on: the winner's alone, or given by the search.
+_WINNERS = {
+    "steps", "seed", "validation_share", "validate_every", "patience", "save_every", "tensorboard",
+    "accelerator", "devices", "num_nodes", "strategy",
+}  # fmt: skip
+
+
+class SearchRecipe(Settings):
+    """Everything that a search for a student does."""
+
+    # Milliseconds per megapixel of useful pixels, of the INT8 file on this machine.
+    budget: Annotated[float, Field(gt=0), BeforeValidator(_parse_budget)]
+    target: str = "tflite"
+    channels: Literal[1, 3] = 3
+    # A folder of clean images, or of pairs; None is the built-in set.
+    data: Path | None = None
+    # Candidates in all, those over the budget and other machines' included, and training steps of each.
+    trials: PositiveInt = 20
+    steps: PositiveInt = 1500
+    # CPU threads and the tile that a candidate is timed with.
+    threads: PositiveInt = 1
+    tile: Annotated[int, Field(ge=32, le=4096)] = 512
+    # A file, or a database's URL, that several machines may share; None is a file beside the recipe that is written.
+    storage: str | None = None
+    seed: Seed = 0
+    # How candidates are trained, and the winner in full; `steps` and `seed` here are the winner's.
+    train: StudentSettings = StudentSettings()
+
+    def identity(self) -> dict[str, Any]:
+        """What machines that share a study must have in common, by name."""
+        told: dict[str, Any] = self.model_dump(mode="json", exclude={"trials", "storage", "data", "train"})
+        train = self.train.model_dump(mode="json", exclude=_WINNERS)
+        return {**told, **{f"train.{name}": value for name, value in train.items()}}
 
 
 def make(cls: type[_S], settings: Mapping[str, Any], where: str = "") -> _S:

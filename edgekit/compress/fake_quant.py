@@ -48,8 +48,8 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         self.lower = nn.Parameter(torch.tensor(start[0]), requires_grad=False)
         self.upper = nn.Parameter(torch.tensor(start[1]), requires_grad=False)
 
-    def learn(self) -> None:
-        """Stop observing; fit the bounds to what was seen and make them parameters."""
+    def learn(self, *, fit: bool = True) -> None:
+        """Stop observing; fit the bounds to what was seen, or leave them at its extremes, and make them parameters."""
         if self.fixed or not self.observing:
             return
         self.observing = False
@@ -57,7 +57,7 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         if upper - lower < _TINY:
             # A tensor that is all zeros, behind dead channels: any range holds it, so one like the image's.
             upper = torch.ones_like(upper)
-        elif self._seen:
+        elif fit and self._seen:
             lower, upper = self._fit(torch.cat(self._seen), lower, upper)
         self._seen.clear()
         self.width.copy_(upper - lower)

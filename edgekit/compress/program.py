@@ -54,6 +54,8 @@ class QuantizedProgram:
         self.sigma_range = sigma_range
         self.channels, self.stride, self.halo = model.channels, model.stride, model.halo
         self.module: GraphModule = prepare_qat_pt2e(export(model), SchemeQuantizer(scheme, sigma_range))
+        # Lowest and highest noise level in 0..1 that ranges were observed at; None before that.
+        self.observed: tuple[float, float] | None = None
         # What the roundings of a layer's weights were found to add to its output, by the weights' quantizer.
         self._shifts: dict[ChannelWeights, tuple[str, Tensor]] = {}
 

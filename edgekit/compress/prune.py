@@ -140,8 +140,13 @@ def _taylor(channels: Channels, batches: list[Batch]) -> dict[str, Tensor]:
     The channels of a residual stream have many readers, one behind the other, and a sum over them counts one loss many
     times: such a group was never chosen. What independent paths lose adds up as squares do, hence the root.
     """
+    paths = {name: math.sqrt(sum(1 for _ in channels.readers(name))) for name in channels.sizes}
+    return {name: score / paths[name] for name, score in _taylor_sum(channels, batches).items()}
+
+
+def _taylor_sum(channels: Channels, batches: list[Batch]) -> dict[str, Tensor]:
+    """As published: the sum over all readers, which keeps every residual stream whole."""
     scores = {name: torch.zeros(size) for name, size in channels.sizes.items()}
-    paths = {name: math.sqrt(sum(1 for _ in channels.readers(name))) for name in scores}
     model = channels.model
     device = next(model.parameters()).device
     for number, batch in enumerate(batches):
@@ -156,7 +161,7 @@ def _taylor(channels: Channels, batches: list[Batch]) -> dict[str, Tensor]:
             )
         for name, score in scores.items():
             for layer, inputs, read in channels.readers(name):
-                score.index_add_(0, read, _input_scores(layer)[inputs].cpu() / (len(batches) * paths[name]))
+                score.index_add_(0, read, _input_scores(layer)[inputs].cpu() / len(batches))
     model.zero_grad()
     return scores
 
@@ -174,7 +179,11 @@ def _l1(channels: Channels, batches: list[Batch]) -> dict[str, Tensor]:
     return {name: channels.l1_norms(name) for name in channels.sizes}
 
 
-_SCORES: dict[str, Callable[[Channels, list[Batch]], dict[str, Tensor]]] = {"taylor": _taylor, "l1": _l1}
+_SCORES: dict[str, Callable[[Channels, list[Batch]], dict[str, Tensor]]] = {
+    "taylor": _taylor,
+    "taylor-sum": _taylor_sum,
+    "l1": _l1,
+}
 
 
 def _silent(done: int, total: int, text: str = "") -> None:

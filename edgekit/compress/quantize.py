@@ -60,7 +60,7 @@ def quantize(
     before = evaluate(teacher, tiles, sigmas)
     program = QuantizedProgram(model, scheme, sigma_range)
     observed = [batches(step) for step in range(settings.calibration_batches)]
-    _observe(program, observed)
+    observe(program, observed, settings)
     calibrated = evaluate(program, tiles, sigmas)
     if on_calibrated is not None:
         on_calibrated(program)
@@ -86,18 +86,22 @@ def quantize(
     return program, record
 
 
-def _observe(program: QuantizedProgram, observed: Sequence[Batch]) -> None:
+def observe(program: QuantizedProgram, observed: Sequence[Batch], settings: QuantizeSettings) -> None:
+    """Set the ranges of a new program from noisy batches, and correct its biases: post-training quantization."""
     with program.in_float(), torch.no_grad():
         for batch in observed:
             program(batch.noisy, batch.sigma)
+    levels = torch.cat([batch.sigma for batch in observed])
+    program.observed = (float(levels.min()), float(levels.max()))
     for bounds in program.ranges:
         if not (torch.isfinite(bounds.lower) and torch.isfinite(bounds.upper)):
             raise TrainingError(
                 f"quantize: activations span {bounds.lower.item():g} to {bounds.upper.item():g} in calibration: "
                 "expected finite values; look for NaN in the weights or images"
             )
-        bounds.learn()
-    correct_biases(program, observed)
+        bounds.learn(fit=settings.range_fit == "least-squares")
+    if settings.bias_correction:
+        correct_biases(program, observed)
 
 
 def _learn(

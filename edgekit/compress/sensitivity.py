@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +19,8 @@ from edgekit.compress.record import SIGMAS
 _TILES = 3
 # A channel is wide when it fills so much of its tensor's range; a range is set by few when at most so many are wide.
 _WIDE, _FEW = 0.5, 1 / 8
+# A level counts as seen when calibration came so near, as a share of the level or of the span of what was seen.
+_NEAR = 0.1
 # Share of a tensor's values outside its range from which that counts as the cause.
 _CUT = 0.01
 
@@ -49,10 +51,11 @@ def sensitivity(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float]
             found = evaluate(program, few, sigmas)
         return {f"{level:g}": round(reference[level] - db, 4) for level, db in found.items()}
 
-    found = [
-        Sensitivity(name, "activations", lost(bounds), _cause(bounds, watched[bounds]))
-        for name, bounds in program.tensors()
-    ]
+    found = []
+    for name, bounds in program.tensors():
+        told = lost(bounds)
+        causes = (_unseen(program, told), _cause(bounds, watched[bounds]))
+        found.append(Sensitivity(name, "activations", told, "; ".join(filter(None, causes))))
     found += [
         Sensitivity(layer.name, "weights", lost(layer.weight)) for layer in program.layers() if layer.weight is not None
     ]
@@ -96,6 +99,20 @@ def _watch(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float]) -> 
         for handle in handles:
             handle.remove()
     return seen
+
+
+def _unseen(program: QuantizedProgram, lost: Mapping[str, float]) -> str:
+    """Whether a tensor loses most at a noise level that its range never saw."""
+    if program.observed is None or not lost:
+        return ""
+    low, high = (255 * level for level in program.observed)
+    level = max(lost, key=lost.__getitem__)
+    worst = float(level)
+    # Random levels never reach the ends of their range.
+    margin = max(1.0, _NEAR * (high - low), _NEAR * worst)
+    if lost[level] <= 0 or low - margin <= worst <= high + margin:
+        return ""
+    return f"calibration saw no sigma {f'below {low:.3g}' if worst < low else f'above {high:.3g}'}"
 
 
 def _cause(bounds: LearnedRange, seen: _Seen) -> str:

@@ -193,6 +193,8 @@ def _mend(blamed: Sequence[Sensitivity]) -> str:
     if most > 2 * sum(lost.values()) / max(1, len(lost)):
         # One scale serves every level: what low noise needs fine, high noise needs wide.
         fixes.append(f"or for a narrower range of noise (--sigma; sigma {level} loses most)")
+    if any("calibration saw no sigma" in item.cause for item in blamed):
+        fixes.append("or observe more batches (quantization.calibration_batches in a recipe)")
     return ", ".join([*fixes, "or export --precision fp16"])
 
 

@@ -50,6 +50,13 @@ def test_a_range_is_fitted_to_the_many_not_to_the_few(symmetric: bool) -> None:
     assert error < (cut(values) - values).square().mean()
 
 
+def test_extremes_as_bounds_where_no_fit_is_asked_for() -> None:
+    quantizer = LearnedRange()
+    quantizer(torch.cat([torch.randn(8000, generator=torch.Generator().manual_seed(0)), torch.tensor([60.0, -20.0])]))
+    quantizer.learn(fit=False)
+    assert float(quantizer.calculate_qparams()[0]) == pytest.approx(80 / 255)
+
+
 def test_a_range_without_tails_stays_as_it_is() -> None:
     quantizer = observed(*torch.linspace(-1, 2, 4000).tolist())
     assert float(quantizer.lower.detach() * quantizer.width) == pytest.approx(-1, abs=0.05)

@@ -11,7 +11,7 @@ from toys import SmoothBatches, assert_same_weights, random_model, smooth_tiles,
 
 from edgekit.batch import Batch
 from edgekit.compress.channels import Channels, rebuild
-from edgekit.compress.prune import prune
+from edgekit.compress.prune import _SCORES, prune
 from edgekit.errors import RecipeError, TrainingError
 from edgekit.models import registry
 from edgekit.models.base import DenoiserModel
@@ -21,7 +21,7 @@ from edgekit.recipe import PruneSettings
 # Steps of 8: the networks here are small.
 QUICK = PruneSettings(batches=2, round_to=8)
 # Where only the hidden width of the middle block, 16, can shrink.
-ONE_GROUP: dict[str, Any] = {"widths": [8, 8], "encoder": [[]], "middle": [16], "decoder": [[]], "finish": []}
+ONE_GROUP: dict[str, Any] = {"widths": [8, 8], "encoder": [[]], "middle": [16], "decoder": [[]], "finish": 0}
 
 
 def example(model: DenoiserModel) -> tuple[torch.Tensor, torch.Tensor]:
@@ -118,13 +118,13 @@ def test_the_overshoot_is_less_than_one_step_of_the_hidden_widths() -> None:
         assert 0 <= (record.details["macs_removed"] - ratio) * macs <= step
 
 
-@pytest.mark.parametrize("group", ["middle.0.expand", "finish.0.expand", "down.0"])
+@pytest.mark.parametrize("group", ["middle.0.expand", "finish", "down.0"])
 def test_channels_that_nobody_reads_go_first_and_the_output_stays(group: str) -> None:
-    model = random_model("dsunet-n")
+    model = random_model("dsunet-n", middle=[80] * 4)
     idle = torch.tensor([0, 3, 4, 9, 10, 11, 12, 15])
     readers = {
         "middle.0.expand": ["middle.0.project"],
-        "finish.0.expand": ["finish.0.project"],
+        "finish": ["tail"],
         "down.0": ["up.0", *(f"middle.{k}.expand" for k in range(4))],
     }[group]
     with torch.no_grad():
@@ -228,3 +228,13 @@ def test_nan_stops_the_scoring() -> None:
 
     with pytest.raises(TrainingError, match="the loss is nan on batch 1"):
         prune(random_model("dsunet-n"), QUICK, broken, smooth_tiles(1))
+
+
+def test_the_published_taylor_score_counts_a_stream_once_for_each_of_its_readers() -> None:
+    model = random_model("dsunet-n")
+    drawn = [SmoothBatches()(0)]
+    ours, published = (_SCORES[name](Channels(copy.deepcopy(model), 8), drawn) for name in ("taylor", "taylor-sum"))
+    assert ours.keys() == published.keys()
+    # The middle stream is read by four depthwise-expand pairs and what goes up; a hidden layer by one.
+    torch.testing.assert_close(ours["down.0"] * 5**0.5, published["down.0"])
+    torch.testing.assert_close(ours["middle.0.expand"], published["middle.0.expand"])

@@ -11,7 +11,7 @@ import torch
 
 from edgekit.batch import Batch
 from edgekit.compress.program import QuantizedProgram
-from edgekit.compress.quantize import _loss, quantize
+from edgekit.compress.quantize import _loss, observe, quantize
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import TrainingError
 from edgekit.models import DenoiserModel, create, load
@@ -56,7 +56,7 @@ def run(model: DenoiserModel, steps: int, checkpoint: Path | None = None, progre
 
 def tiny() -> DenoiserModel:
     torch.manual_seed(0)
-    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[16]])
+    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[16]], up_width=0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.1)
     return model.eval()
@@ -175,3 +175,23 @@ def test_a_loss_that_is_nan_stops_and_says_where() -> None:
     settings = QuantizeSettings(steps=4, calibration_batches=4, warmup=1)
     with pytest.raises(TrainingError, match="quantize: the loss became nan at step 2"):
         quantize(tiny(), SCHEME, settings, poisoned, photographs()[:5], sigma_range=RANGE, progress=silent)
+
+
+def test_what_the_defaults_replaced_can_be_asked_for() -> None:
+    observed = [batches(step) for step in range(2)]
+    made = {}
+    for name, changes in {
+        "default": {},
+        "extremes": {"range_fit": "extremes"},
+        "uncorrected": {"bias_correction": False},
+    }.items():
+        made[name] = QuantizedProgram(tiny(), SCHEME, RANGE)
+        observe(made[name], observed, QuantizeSettings(steps=0, **changes))
+    widths = {name: sum(float(b.width) for b in program.ranges) for name, program in made.items()}
+    assert widths["extremes"] > 1.1 * widths["default"]
+    assert widths["uncorrected"] == widths["default"]
+    biases = {name: program.module.get_parameter("tail.bias") for name, program in made.items()}
+    assert torch.equal(biases["uncorrected"], tiny().get_parameter("tail.bias"))
+    assert not torch.equal(biases["default"], biases["uncorrected"])
+    sigma = torch.cat([batch.sigma for batch in observed])
+    assert made["default"].observed == (float(sigma.min()), float(sigma.max()))

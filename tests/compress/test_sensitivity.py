@@ -19,7 +19,7 @@ SIGMAS = (5.0, 50.0)
 
 def program(scheme: Scheme) -> QuantizedProgram:
     torch.manual_seed(0)
-    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[]], finish=[16]).eval()
+    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[]], finish=16).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2)
     found = QuantizedProgram(model, scheme, (0.0, 55 / 255))
@@ -43,12 +43,11 @@ def test_every_tensor_is_named_by_the_module_that_writes_it() -> None:
     found = measured(program(Scheme("t")))
     assert [name for name, kind in found if kind == "activations"] == [
         "head", "sigma_bias", "down.0", "sum before middle.0.depthwise", "middle.0.depthwise", "middle.0.expand",
-        "middle.0.project", "middle.0 sum", "up.0", "sum before finish.0.expand", "finish.0.expand", "finish.0.project",
-        "finish.0 sum", "tail",
+        "middle.0.project", "middle.0 sum", "finish", "tail",
     ]  # fmt: skip
     assert {name for name, kind in found if kind == "weights"} == {
         "head", "sigma_bias", "down.0", "middle.0.depthwise", "middle.0.expand", "middle.0.project", "up.0",
-        "finish.0.expand", "finish.0.project", "tail",
+        "finish", "tail",
     }  # fmt: skip
     assert all(set(item.lost) == {"5", "50"} for item in found.values())
 
@@ -56,14 +55,12 @@ def test_every_tensor_is_named_by_the_module_that_writes_it() -> None:
 def test_a_coarser_scale_shows_at_its_own_tensor_alone() -> None:
     made = program(Scheme("t"))
     before = measured(made)
-    dict(made.tensors())["finish.0.expand"].upper.data *= 200  # one level is left
+    dict(made.tensors())["finish"].upper.data *= 200  # one level is left
     after = measured(made)
     # A random network is no denoiser: it may even gain.
-    assert abs(before["finish.0.expand", "activations"].mean) < 0.01
-    assert abs(after["finish.0.expand", "activations"].mean) > 0.05
-    assert {k: v for k, v in after.items() if k[0] != "finish.0.expand"} == {
-        k: v for k, v in before.items() if k[0] != "finish.0.expand"
-    }
+    assert abs(before["finish", "activations"].mean) < 0.01
+    assert abs(after["finish", "activations"].mean) > 0.05
+    assert {k: v for k, v in after.items() if k[0] != "finish"} == {k: v for k, v in before.items() if k[0] != "finish"}
 
 
 def test_values_outside_the_range_are_the_cause() -> None:
@@ -84,6 +81,27 @@ def test_a_range_that_few_channels_set_is_the_cause() -> None:
     assert measured(made)["middle.0.expand", "activations"].cause == "its range is set by 1 of 24 channels"
 
 
+def test_noise_that_calibration_never_saw_is_the_cause() -> None:
+    made = program(Scheme("t"))
+    assert not any("calibration" in item.cause for item in measured(made).values())
+    made.observed = (15 / 255, 40 / 255)
+    told = 0
+    for item in measured(made).values():
+        worst = max(item.lost, key=lambda level: item.lost[level])
+        side = {"5": "below 15", "50": "above 40"}[worst]
+        expected = item.kind == "activations" and item.lost[worst] > 0
+        assert (f"calibration saw no sigma {side}" in item.cause) == expected
+        told += expected
+    assert told
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 55), (0.4, 49.3), (5.6, 49.3)])
+def test_levels_drawn_at_random_need_not_reach_the_ends_of_their_range(low: float, high: float) -> None:
+    made = program(Scheme("t"))
+    made.observed = (low / 255, high / 255)
+    assert not any("calibration" in item.cause for item in measured(made).values())
+
+
 def test_the_program_is_as_it_was() -> None:
     made = program(Scheme("t"))
     noisy, sigma = torch.rand(1, 3, 32, 32), torch.tensor([0.1])
@@ -99,7 +117,7 @@ def test_a_scheme_that_quantizes_at_convolutions_alone(scheme: Scheme) -> None:
     found = measured(program(scheme))
     # What is read by no convolution is not rounded.
     assert ("tail", "activations") not in found
-    assert ("finish.0 sum", "activations") in found
+    assert ("finish", "activations") in found
 
 
 def test_tiles_that_come_with_their_noise() -> None:

@@ -1,0 +1,105 @@
+"""What integers cost: dB of a bundle's INT8 file below its own FP32, on whole image sets, through the runtime.
+
+Any bundle takes part, of any target: the same network before and after it was quantized, on the same noisy 8-bit
+images, both outputs rounded. What pruning lost is in both and does not count here; `benchmarks.quality` counts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+# So that `python benchmarks/int8.py` finds its neighbours as `python -m benchmarks.int8` does.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import results, sets
+from benchmarks.console import leave, say, show
+from benchmarks.quality import measure, one_thread, through_runtime
+from benchmarks.sets import SETS, SHARED, SIGMAS
+from edgekit.bundle import reader
+from edgekit.bundle.reader import Bundle
+from edgekit.errors import BundleError
+from edgekit.runtime.verdict import int8_share
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.int8", description=__doc__)
+    parser.add_argument("bundles", nargs="+", type=Path, help="that `edgekit compress` wrote")
+    parser.add_argument("--data", type=Path, default=SHARED / "data" / "test", help="folder of the image sets")
+    parser.add_argument("--sigmas", nargs="+", type=int, default=list(SIGMAS), help="8-bit units")
+    parser.add_argument("--limit", type=int, help="so many images a set: a quick look, written to build/")
+    parser.add_argument("--workers", type=int, default=min(4, results.cores()), help="images at a time")
+    parser.add_argument("--out", type=Path, help="benchmarks/results/int8.json; rows of other bundles in it are kept")
+    options = parser.parse_args(arguments)
+    out = options.out or results.default("int8", quick=options.limit is not None)
+    settings = {"limit": options.limit}
+    kept = results.load(out) if out.exists() else {}
+    rows = kept["rows"] if kept.get("settings") == settings and kept.get("versions") == results.versions() else []
+    with ThreadPoolExecutor(options.workers, initializer=one_thread) as pool:
+        for path in options.bundles:
+            with reader.read(path) as bundle:
+                for row in _measure(bundle, options, pool):
+                    about = {"name": bundle.manifest.name, "target": bundle.manifest.target, **row}
+                    rows = [row for row in rows if not _replaced(row, about)] + [about]
+                    say("  ".join(_cells(about)))
+                    found = {"settings": settings, "machine": results.machine(), "versions": results.versions()}
+                    results.save(out, {**found, "rows": rows})
+    show("dB that integers cost", ["model", "target", "set", "sigma", "FP32", "INT8", "lost", "int8 MACs"],
+         [_cells(row) for row in rows], texts=3)  # fmt: skip
+    say(f"written to {out}")
+    return 0
+
+
+def _measure(bundle: Bundle, options: argparse.Namespace, pool: ThreadPoolExecutor) -> Iterator[dict[str, Any]]:
+    manifest = bundle.manifest
+    names = {v.name: v for v in manifest.variants}
+    if "fp32" not in names or not names[manifest.default_variant].integer:
+        raise BundleError(f"{bundle.source} holds {', '.join(names)}: expected an INT8 bundle with its fp32 file")
+    columns = {name: through_runtime(bundle, name) for name in ("fp32", manifest.default_variant)}
+    steps = next((s["details"].get("steps", 0) for s in manifest.stages if s["stage"] == "quantize"), None)
+    for name, channels in SETS.items():
+        if channels != manifest.model.channels:
+            continue
+        chosen = sets.read(options.data, name, options.limit)
+        for sigma in options.sigmas:
+            row = measure(manifest.name, chosen, sigma, columns, pool, options.workers)
+            fp32, int8 = (row["figures"][k]["psnr"] for k in ("fp32", manifest.default_variant))
+            yield {
+                "qat_steps": steps,
+                "set": name,
+                "sigma": sigma,
+                "images": row["images"],
+                "fp32": fp32,
+                "int8": int8,
+                "lost": round(fp32 - int8, 4),
+                "int8_share": round(int8_share(manifest.layers), 4),
+                "sha256": columns[manifest.default_variant].sha256,
+            }
+
+
+def _replaced(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a row is of an earlier file of the same kind, or the same row measured before."""
+    kind = all(old[k] == new[k] for k in ("name", "target", "qat_steps"))
+    return kind and (old["sha256"] != new["sha256"] or (old["set"], old["sigma"]) == (new["set"], new["sigma"]))
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["name"],
+        row["target"],
+        row["set"],
+        str(row["sigma"]),
+        f"{row['fp32']:.2f}",
+        f"{row['int8']:.2f}",
+        f"{row['lost']:.3f}",
+        f"{row['int8_share']:.0%}",
+    ]
+
+
+if __name__ == "__main__":
+    leave(main)
