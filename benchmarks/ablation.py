@@ -46,8 +46,9 @@ from edgekit.train.sampling import batches
 _FROM_NOTHING = "dsunet-n"
 # Held-out crops: how many, and their side.
 _CROPS, _SIDE = 24, 160
-# The middle of a U-Net: what both have, of other widths; an adapter stands between them.
-_FEATURES = {"features": {"middle": "middle"}, "feature_weight": 0.01}
+# Modules of one resolution, of the student and of its teacher; an adapter stands between their widths.
+_OWN_FEATURES = {"features": {"middle": "middle"}, "feature_weight": 0.01}
+_FEATURES = {"features": {"middle": "decoder.1"}, "feature_weight": 0.01}
 _ALONE = {"output_weight": 0.0, "clean_weight": 1.0}
 
 
@@ -74,7 +75,7 @@ class Laboratory:
         source: the images.
         crops: held-out crops, uint8 [K, H, W, C].
         seed: of this series.
-        steps: of every training.
+        steps: of a training; three times as many from nothing.
         cache: folder of the teacher's outputs.
     """
 
@@ -104,9 +105,11 @@ class Laboratory:
         settings = PruneSettings(criterion=criterion, ratio=ratio)
         return prune(self.original, settings, self.batches, self.crops[:2])[0]
 
-    def trained(self, student: DenoiserModel, teacher: DenoiserModel | None, **settings: Any) -> DenoiserModel:
-        """A student after the series' steps."""
-        chosen = DistillSettings(steps=self.steps, seed=self.seed, **settings)
+    def trained(
+        self, student: DenoiserModel, teacher: DenoiserModel | None, *, times: int = 1, **settings: Any
+    ) -> DenoiserModel:
+        """A student after so many times the series' steps."""
+        chosen = DistillSettings(steps=times * self.steps, seed=self.seed, **settings)
         kind = "none" if teacher is None else teacher.arch + str(teacher.parameter_count())
         cache = self.cache / f"{kind}-{self.seed}-{chosen.cache_batches}-{len(chosen.features)}.safetensors"
         return distill(student, teacher, chosen, self.batches, self.crops[:2], cache=cache)[0]
@@ -131,7 +134,8 @@ class Laboratory:
         return program
 
 
-_LARGE = {"cache_batches": 256}
+# From nothing more is to be learned.
+_LARGE: dict[str, Any] = {"cache_batches": 256, "times": 3}
 _EXTREMES = {"steps": 0, "range_fit": "extremes", "bias_correction": False}
 ROWS = (
     Row("from nothing", "clean images alone", lambda lab: lab.trained(lab.small(), None, **_ALONE, **_LARGE)),
@@ -143,7 +147,7 @@ ROWS = (
     ),
     Row("recovery", "clean images alone", lambda lab: lab.trained(lab.pruned(), None, **_ALONE)),
     Row("recovery", "+ the original's outputs", lambda lab: lab.recovered),
-    Row("recovery", "+ its outputs and features", lambda lab: lab.trained(lab.pruned(), lab.original, **_FEATURES)),
+    Row("recovery", "+ its outputs and features", lambda lab: lab.trained(lab.pruned(), lab.original, **_OWN_FEATURES)),
     Row("recovery", f"+ outputs of {TEACHER}", lambda lab: lab.trained(lab.pruned(), lab.teacher)),
     *(
         Row(

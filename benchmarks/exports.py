@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,7 +51,7 @@ def export(
     target: str = TARGET,
     *,
     steps: int = 0,
-    weight_bits: int | None = None,
+    changes: Mapping[str, Any] | None = None,
     tiles: int = 1,
     precision: str = "int8",
 ) -> Bundle:
@@ -61,19 +63,19 @@ def export(
         folder: where exports are kept.
         target: what to export for.
         steps: of QAT; 0 is calibration alone.
-        weight_bits: instead of the target's own.
+        changes: to the target's own scheme, by name.
         tiles: golden tiles to keep, of those that a bundle has.
         precision: "fp32" leaves the integers out.
     Returns: a bundle with the variants "fp32" and "int8" (ranges observed on the built-in images), its golden tile only
         there to make it whole: such a bundle is measured, not shipped.
     Raises: ExportError.
     """
-    stamp = json.dumps([contestant.sha256, tile, steps, weight_bits, tiles, precision, versions(), _code()])
+    stamp = json.dumps([contestant.sha256, tile, steps, dict(changes or {}), tiles, precision, versions(), _code()])
     place = folder / f"{contestant.name}-{target}-{tile}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.edgekit"
     if not place.exists():
         with tempfile.TemporaryDirectory() as files:
             scheme = registry.get(target).scheme()
-            scheme = scheme if weight_bits is None else replace(scheme, weight_bits=weight_bits)
+            scheme = replace(scheme, **(changes or {}))
             _write(contestant, tile, Path(files), place, target, scheme, steps, tiles, precision)
     return reader.read(place)
 

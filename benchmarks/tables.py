@@ -281,8 +281,8 @@ def means(folder: Path) -> str:
     columns[-2] = "over seeds"
     what = (
         f"PSNR in dB on {found['settings']['crops']} held-out crops of 160x160 of the training photos, clipped and "
-        f"rounded; {found['settings']['steps']} steps a training, QAT by its default. *Mean* is over the four levels. "
-        "`python -m benchmarks.ablation`."
+        f"rounded; {found['settings']['steps']} steps a training, from nothing three times, QAT by its default. "
+        "*Mean* is over the four levels. `python -m benchmarks.ablation`."
     )
     return f"{_markdown(columns, lines, 2)}\n\n{what}"
 

@@ -37,6 +37,13 @@ _BOUNDED = {
     torch.ops.aten.tanh.default: (-1.0, 127 / 128),
 }
 _JOINS = {torch.ops.aten.cat.default}
+# Those after which an exporter may number the channels anew.
+_REORDERED = {
+    torch.ops.aten.pixel_unshuffle.default,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten.reshape.default,
+}
 # Operators that only move values, or choose among them: their output is the input's integers.
 MOVES = {
     torch.ops.aten.pixel_shuffle.default,
@@ -64,8 +71,10 @@ def _activation(scheme: Scheme, fixed: tuple[float, float] | None = None) -> Qua
     )
 
 
-def _weights(scheme: Scheme, axis: int) -> QuantizationSpec:
-    peak = 2 ** (scheme.weight_bits - 1) - 1
+def _weights(scheme: Scheme, convolution: Node) -> QuantizationSpec:
+    axis = CONVOLUTIONS[convolution.target]  # type: ignore[index]
+    bits, pairs = _without_saturation(convolution) if scheme.paired else (scheme.weight_bits, None)
+    peak = 2 ** (bits - 1) - 1
     return QuantizationSpec(
         dtype=torch.int8,
         quant_min=-peak,
@@ -73,8 +82,28 @@ def _weights(scheme: Scheme, axis: int) -> QuantizationSpec:
         qscheme=torch.per_channel_symmetric,
         ch_axis=axis,
         is_dynamic=False,
-        observer_or_fake_quant_ctr=ChannelWeights.with_args(bits=scheme.weight_bits, axis=axis),
+        observer_or_fake_quant_ctr=ChannelWeights.with_args(bits=bits, axis=axis, pairs=pairs),
     )
+
+
+def _without_saturation(convolution: Node) -> tuple[int, str | None]:
+    """Bits of a layer's weights, and which of its inputs kernels may take two by two (see `ChannelWeights`), None if
+    they take each alone: as oneDNN's int8 convolutions were found to (tests/targets/test_openvino_saturation.py).
+    """
+    weight = _node(convolution.args[1]).meta["val"]
+    groups = convolution.args[6] if len(convolution.args) > 6 else 1
+    if convolution.target is torch.ops.aten.conv2d.default and weight.shape[1] == 1 and groups == weight.shape[0]:
+        return 8, None  # depthwise
+    # Numbers of channels that fours do not divide are padded, or run on into the next tap.
+    if convolution.target is not torch.ops.aten.conv2d.default or weight.shape[1] % 4:
+        return 7, None
+    source = _node(convolution.args[0])
+    while source.target in MOVES:
+        # A pixel-unshuffle becomes SpaceToDepth, which numbers channels differently (targets/onnx_layout.py).
+        if source.target in _REORDERED:
+            return 8, "any"
+        source = _node(source.args[0])
+    return 8, "neighbours"
 
 
 class SchemeQuantizer(Quantizer):  # type: ignore[misc]
@@ -109,7 +138,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         if node.target in CONVOLUTIONS:
             if self._is_wide(node):
                 return
-            weights = _weights(self.scheme, CONVOLUTIONS[node.target])
+            weights = _weights(self.scheme, node)
             inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
             fused = len(node.users) == 1 and next(iter(node.users)).target in RELU
             result = output if every and not fused else None

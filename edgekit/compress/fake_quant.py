@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -133,20 +133,35 @@ class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
     Args:
         bits: 8, or 7 for reduced range.
         axis: which one counts output channels: 0, or 1 of a transposed convolution.
+        pairs: choose scales so that of any two inputs at one tap - "neighbours": 2k and 2k + 1, "any": whichever they
+            are - the integers of one sign add up to 128 at most: 255 times that fits 16 bits. None: no such limit.
     """
 
-    def __init__(self, bits: int = 8, axis: int = 0, **_: Any) -> None:
+    def __init__(
+        self, bits: int = 8, axis: int = 0, pairs: Literal["neighbours", "any"] | None = None, **_: Any
+    ) -> None:
         super().__init__()
         self.dtype = torch.int8
         self.quant_max = 2 ** (bits - 1) - 1
         self.quant_min = -self.quant_max
         self.qscheme = torch.per_channel_symmetric
         self.ch_axis = axis
+        self.pairs = pairs
         self.is_dynamic = False
         self.register_buffer("scale", torch.ones(1))
 
     def forward(self, weight: Tensor) -> Tensor:
-        peak = weight.detach().abs().transpose(0, self.ch_axis).flatten(1).amax(1)
+        held = weight.detach()
+        if self.pairs is not None:
+            # Rounding adds a half to each of two.
+            signs = torch.stack((held.clamp(min=0), (-held).clamp(min=0)))
+            two = (
+                (signs[:, :, 0::2], signs[:, :, 1::2])
+                if self.pairs == "neighbours"
+                else signs.topk(2, 2).values.unbind(2)
+            )
+            held = (two[0] + two[1]).amax(0)
+        peak = held.abs().transpose(0, self.ch_axis).flatten(1).amax(1)
         floor = (peak.amax() * _LEAST_CHANNEL).clamp_min(_TINY)
         self.scale = torch.maximum(peak, floor) / self.quant_max
         if not self.fake_quant_enabled[0]:

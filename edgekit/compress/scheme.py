@@ -12,7 +12,10 @@ class Scheme:
     Attributes:
         name: for records and error messages.
         symmetric_activations: zero point 0 (TensorRT) instead of affine (TFLite, OpenVINO).
-        weight_bits: 8, or 7 where u8s8 products may saturate (x86 without VNNI).
+        weight_bits: 8, or 7 where products of 8 by 8 bits may saturate.
+        paired: with 8 bits, what saturates is kept out: of any two inputs that a kernel takes together, the weights add
+            up to 128 at most. x86 without VNNI adds the two products of uint8 and int8 in 16 bits. Layers of which it
+            is not known what is taken together get 7 bits.
         every_tensor: quantize every tensor of the graph (an integer-only runtime), not only the inputs and weights of
             convolutions.
         quantized_io: the image enters and leaves as integers of scale 1/255 and zero point -128, sigma as integers that
@@ -26,6 +29,7 @@ class Scheme:
     name: str
     symmetric_activations: bool = False
     weight_bits: int = 8
+    paired: bool = False
     every_tensor: bool = True
     quantized_io: bool = True
     residual_adds: bool = False

@@ -50,13 +50,14 @@ class Half(nn.Module):
         return clean
 
 
-def write(module: nn.Module, model: DenoiserModel, path: Path, *, tidy: bool = True) -> None:
+def write(module: nn.Module, model: DenoiserModel, path: Path, *, unsigned: bool = False, tidy: bool = True) -> None:
     """Export to ONNX: inputs `noisy` float32 [N, C, H, W] and `sigma` [N] in 0..1 (none if blind), output `clean`.
 
     Args:
         module: the model itself, or its converted program (weights folded into integers).
         model: the float model: channels, stride, blindness and the names of the layers are its.
         path: the .onnx file.
+        unsigned: activations of a quantized program as uint8 instead of int8.
         tidy: take out the exporter's detours, see `onnx_layout`; otherwise the graph is what torch's users have.
     Raises: ExportError: the exporter failed, or the graph has other convolutions than the model.
     """
@@ -90,6 +91,8 @@ def write(module: nn.Module, model: DenoiserModel, path: Path, *, tidy: bool = T
         raise ExportError(f"torch.onnx cannot export the model: {first_line(error)}") from error
     if tidy:
         onnx_layout.simplify(graph.graph)
+    if unsigned:
+        onnx_layout.make_unsigned(graph.graph)
     _name(graph.graph, [name for name, _ in layer_macs(model, side)], path)
     _name_axes(graph)
     onnx.save(graph, str(path))

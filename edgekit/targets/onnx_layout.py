@@ -96,6 +96,32 @@ def _scale(graph: Any, name: str) -> Any:
     return None if scale is None or not scale.dims or list(scale.dims) == [1] else scale
 
 
+def make_unsigned(graph: Any) -> None:
+    """Turn the int8 integers of activations into uint8, in place: the same scales, zero points 128 higher.
+
+    OpenVINO computes in uint8. Of int8 it makes uint8 itself, but (2026.4) loses what is negative in a tensor that both
+    a convolution and a concatenation read.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    stored = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in _SCALED or node.input[0] in stored or len(node.input) < 3:
+            continue
+        zero = _constant(graph, node.input[2])
+        if zero is None or zero.dtype != np.int8:
+            continue
+        name = f"{node.input[2]}_unsigned"
+        if name not in stored:
+            graph.initializer.append(numpy_helper.from_array((zero.astype(np.int16) + 128).astype(np.uint8), name))
+            stored.add(name)
+        node.input[2] = name
+    # Types that the graph states of its values are those of before.
+    del graph.value_info[:]
+    _sweep(graph)
+
+
 def _drop_zeros(graph: Any) -> None:
     """Stored integers with zero point 0 need not name it; every engine takes 0, and OpenVINO's files halve."""
     stored = {tensor.name for tensor in graph.initializer}

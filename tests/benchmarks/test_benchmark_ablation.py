@@ -50,7 +50,9 @@ def test_rows_are_kept_and_each_is_measured_once(data: Path, tmp_path: Path, mon
 def test_every_row_names_settings_that_exist() -> None:
     names = [(row.group, row.name) for row in ablation.ROWS]
     assert len(set(names)) == len(names)
-    DistillSettings(**ablation._FEATURES, **ablation._LARGE)
+    times = ablation._LARGE["times"]
+    DistillSettings(**ablation._FEATURES, **{k: v for k, v in ablation._LARGE.items() if k != "times"}, steps=times)
+    DistillSettings(**ablation._OWN_FEATURES)
     DistillSettings(**ablation._ALONE)
     QuantizeSettings(**ablation._EXTREMES)
     # What the table calls the default is the default.

@@ -31,7 +31,7 @@ class Tiny:
 def quantized(scheme: Scheme) -> Tiny:
     """A network of random weights whose output differs from its input, and its program for a scheme."""
     torch.manual_seed(0)
-    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[16], decoder=[[16]], up_width=0).eval()
+    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[16], decoder=[[]], up_width=8, finish=16).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.15)
     noisy, sigma = torch.randint(0, 256, (1, 3, SIDE, SIDE)) / 255, torch.tensor([25 / 255])
