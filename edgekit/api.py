@@ -223,7 +223,7 @@ def search(
     with needed("search", "train,tflite,search"):
         from edgekit.recipe import SearchRecipe, load
 
-        given = {
+        given: dict[str, Any] = {
             "budget": budget, "target": target, "data": data, "channels": channels, "trials": trials, "steps": steps,
             "threads": threads, "tile": tile, "storage": None if storage is None else str(storage), "seed": seed,
         }  # fmt: skip

@@ -110,8 +110,8 @@ def test_a_device_without_edgekit_can_tell_too(bundles: dict[str, Bundle], targe
 
 
 def test_the_exports_agree(bundles: dict[str, Bundle]) -> None:
-    # Ranges were only observed here, and weights of 7 bits not trained for: tenths of a dB on images this smooth. What
-    # learned ranges bring is in docs/targets.md.
+    # Ranges were only observed here: tenths of a dB on images this smooth. What learned ranges bring is in
+    # docs/targets.md.
     assert compare(bundles["tflite"], bundles["openvino"], allow=1.0).agree
     assert compare(bundles["tflite"], bundles["tensorrt"], allow=1.0).agree
 
@@ -153,7 +153,7 @@ def test_an_altered_weight_file_is_found(bundles: dict[str, Bundle], tmp_path: P
 
 @pytest.mark.parametrize("isa", ["AVX512_CORE", "AVX2", "SSE41"])
 def test_no_processor_saturates(bundles: dict[str, Bundle], isa: str) -> None:
-    """Weights of 7 bits: without VNNI two products are added in 16 bits."""
+    """Weights whose pairs are limited: without VNNI two products are added in 16 bits."""
     here = check(bundles["openvino"])
     # oneDNN reads the variable once, when it is loaded: a process for each.
     done = subprocess.run(

@@ -221,7 +221,9 @@ def test_times_are_of_useful_pixels_in_one_unit(monkeypatch: pytest.MonkeyPatch)
 def test_a_database_is_a_storage_too(fake: list[Any], data: Path, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     assert len(run(data, tmp_path / "a.yaml", budget=60, trials=2, storage=url).candidates) == 2
-    with pytest.raises(CheckpointError, match="cannot open the storage 'nodatabase://x'.*give a file or a database"):
+    with pytest.raises(
+        CheckpointError, match="cannot open the storage 'nodatabase://x': .*; give a file, or a database's URL"
+    ):
         run(data, tmp_path / "a.yaml", budget=60, trials=2, storage="nodatabase://x")
 
 

@@ -182,8 +182,10 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
 
         An image's scale is fixed, and would be forced on the others: such a join is left to the converter.
         """
-        first, *others = node.args[0]  # type: ignore[misc]
-        specs = [self._spec_of(_node(part), default) for part in (first, *others)]
+        parts = node.args[0]
+        assert isinstance(parts, list | tuple)
+        first, *others = (_node(part) for part in parts)
+        specs = [self._spec_of(part, default) for part in (first, *others)]
         if any(_is_fixed(spec) for spec in specs):
             return
         shared = SharedQuantizationSpec((first, node))

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     import optuna
 
 
-def open_study(optuna: Any, recipe: SearchRecipe, storage: str, identity: Mapping[str, Any]) -> optuna.Study:
+def open_study(library: Any, recipe: SearchRecipe, storage: str, identity: Mapping[str, Any]) -> optuna.Study:
     """Open a study, or begin it; the first to come says what it is about.
 
     Args:
-        optuna: the library.
+        library: Optuna.
         storage: a file, or a database's URL.
         identity: settings that must be those of the study, by name.
     Raises: CheckpointError: the storage cannot be opened, or is a file of something else. RecipeError: the study has
@@ -27,22 +27,23 @@ def open_study(optuna: Any, recipe: SearchRecipe, storage: str, identity: Mappin
     """
     named = re.sub(r"//([^:/@]*):[^@]*@", r"//\1:***@", storage)
     try:
-        opened = storage if "://" in storage else _journal(optuna, Path(storage))
-        study: optuna.Study = optuna.create_study(
+        opened = storage if "://" in storage else _journal(library, Path(storage))
+        made = library.create_study(
             storage=opened,
             study_name=f"edgekit-{recipe.target}-{recipe.budget:g}",
             direction="maximize",
             load_if_exists=True,
         )
-        known = study.user_attrs
-    except (OSError, ImportError, ValueError, KeyError, optuna.exceptions.OptunaError, *_database_errors()) as error:
+        known = made.user_attrs
+    except (OSError, ImportError, ValueError, KeyError, library.exceptions.OptunaError, *_database_errors()) as error:
         reason = str(error).partition("\n")[0].replace(storage, named)
         raise CheckpointError(
             f"cannot open the storage {named!r}: {reason}; give a file, or a database's URL with its driver installed"
         ) from None
+    study: optuna.Study = made
     # Drawing goes on where an earlier run stopped, instead of drawing the same shapes again.
     begun = len(study.get_trials(deepcopy=False))
-    study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + begun, n_startup_trials=6)
+    study.sampler = library.samplers.TPESampler(seed=recipe.seed + begun, n_startup_trials=6)
     if differ := [key for key, value in identity.items() if key in known and known[key] != value]:
         key = differ[0]
         raise RecipeError(
@@ -55,7 +56,7 @@ def open_study(optuna: Any, recipe: SearchRecipe, storage: str, identity: Mappin
     return study
 
 
-def _journal(optuna: Any, path: Path) -> Any:
+def _journal(library: Any, path: Path) -> Any:
     """Optuna's journal: its lock works over NFS, too. It would append to any file, so other files are refused here."""
     if path.exists() and path.stat().st_size:
         with path.open("rb") as file:
@@ -67,7 +68,7 @@ def _journal(optuna: Any, path: Path) -> Any:
         if not ours:
             raise ValueError("the file is no study")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
+    return library.storages.JournalStorage(library.storages.journal.JournalFileBackend(str(path)))
 
 
 def _database_errors() -> tuple[type[Exception], ...]:

@@ -233,7 +233,7 @@ class _Work:
         shape = {name: trial.suggest_int(name, low, high, step=step) for name, (low, high, step) in SPACE.items()}
         config = configuration(shape)
         earlier = self._earlier(trial, shape)
-        told = (
+        told: Mapping[str, Any] = (
             {_MACHINE: self.yardstick.machine, _MS: round(self.yardstick.time(config), 2)}
             if earlier is None
             else earlier.user_attrs

@@ -18,6 +18,7 @@ from tiny import SIDE, Tiny, quantized
 
 from edgekit.bundle.manifest import Variant
 from edgekit.errors import EngineError, ExportError, RecipeError
+from edgekit.models.graph import GraphModel
 from edgekit.runtime.engines import openvino as engine
 from edgekit.runtime.engines.base import EngineOptions
 from edgekit.runtime.engines.registry import open_engine
@@ -113,7 +114,7 @@ def test_any_size_and_batch(lowered: Lowered, tiny: Tiny, folder: Path) -> None:
         np.testing.assert_array_equal(together[k], opened.run({"noisy": both[k : k + 1], "sigma": sigma()})[0])
 
 
-def test_weights_keep_to_7_bits(folder: Path, lowered: Lowered) -> None:
+def test_weights_of_a_pair_fit_16_bits_together(folder: Path, lowered: Lowered) -> None:
     import onnx
     from onnx import numpy_helper
 
@@ -121,8 +122,17 @@ def test_weights_keep_to_7_bits(folder: Path, lowered: Lowered) -> None:
     weights = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8]
     kernels = [w for w in weights if w.ndim == 4]
     assert len(kernels) == len(lowered.layers)
-    # 2 * 255 * 64 fits 16 bits with a sign, 2 * 255 * 127 does not.
-    assert max(int(np.abs(w.astype(int)).max()) for w in kernels) == 63
+    dense = [w.astype(int) for w in kernels if w.shape[1] % 4 == 0]
+    assert len(dense) >= 6
+    for sign in (1, -1):
+        # 255 * 128 fits 16 bits with a sign.
+        pairs = [np.clip(sign * w, 0, None).reshape(len(w), -1, 2, *w.shape[2:]).sum(2).max() for w in dense]
+        assert max(pairs) <= 128
+    # Depthwise products are added one by one; a single input (sigma) is padded and has no partner, but 7 bits.
+    (depthwise,) = [w for w in kernels if w.shape[1:] == (1, 3, 3)]
+    assert np.abs(depthwise.astype(int)).max() == 127
+    (level,) = [w for w in kernels if w.shape[1:] == (1, 1, 1)]
+    assert np.abs(level.astype(int)).max() == 63
 
 
 def test_a_stream_comes_out_in_order_and_alike(lowered: Lowered, tiny: Tiny, folder: Path) -> None:
@@ -257,9 +267,8 @@ def test_what_the_target_refuses(tiny: Tiny, tmp_path: Path) -> None:
         target.lower(tiny.model, None, tmp_path, name="tiny", tile=SIDE, precision="int8")
 
 
-def test_a_convolution_in_float_says_why(tmp_path: Path) -> None:
-    from edgekit.compress.program import QuantizedProgram
-    from edgekit.models.graph import GraphModel
+def beside_a_map() -> GraphModel:
+    """A network that concatenates a map of sigma to the image, as FFDNet does."""
 
     def conv(name: str, source: str, into: int, out: int) -> dict[str, object]:
         return {
@@ -273,8 +282,15 @@ def test_a_convolution_in_float_says_why(tmp_path: Path) -> None:
         conv("first", "both", 4, 8), {"op": "relu", "name": "r", "inputs": ["first"]}, conv("last", "r", 8, 3),
     ]  # fmt: skip
     torch.manual_seed(0)
-    model = GraphModel(channels=3, nodes=nodes, level="scalar").eval()
-    program = QuantizedProgram(model, registry.get("openvino").scheme(), (0.0, 55 / 255))
+    return GraphModel(channels=3, nodes=nodes, level="scalar").eval()
+
+
+def test_a_convolution_in_float_says_why(tmp_path: Path) -> None:
+    from edgekit.compress.program import QuantizedProgram
+
+    model = beside_a_map()
+    scheme = replace(registry.get("openvino").scheme(), wide=frozenset({"layers.first"}))
+    program = QuantizedProgram(model, scheme, (0.0, 55 / 255))
     with program.in_float(), torch.no_grad():
         program(torch.rand(2, 3, 32, 32), torch.tensor([0.1, 0.2]))
     for bounds in program.ranges:
@@ -284,3 +300,23 @@ def test_a_convolution_in_float_says_why(tmp_path: Path) -> None:
     assert by_name["first"].dtype == "float32"
     assert by_name["first"].why.startswith("reads float32 from ")
     assert (by_name["last"].dtype, by_name["last"].why) == ("int8", "")
+
+
+def test_a_convolution_that_reads_a_map_of_sigma_beside_the_image_is_integer(tmp_path: Path) -> None:
+    from edgekit.compress.program import QuantizedProgram
+
+    model = beside_a_map()
+    program = QuantizedProgram(model, registry.get("openvino").scheme(), (0.0, 55 / 255))
+    noisy, sigma = torch.randint(0, 256, (2, 3, 32, 32)) / 255, torch.tensor([0.1, 0.2])
+    with program.in_float(), torch.no_grad():
+        program(noisy, sigma)
+    for bounds in program.ranges:
+        bounds.learn()
+    lowered = registry.get("openvino").lower(model, program, tmp_path, name="x", tile=64, precision="int8")
+    assert {layer.dtype for layer in lowered.layers} == {"int8"}
+    default = lowered.variants[0]
+    shown = np.rint(noisy.permute(0, 2, 3, 1).numpy() * 255).astype(np.uint8)
+    output = open_engine(default, tmp_path / default.file, 1).run({"noisy": shown, "sigma": sigma.numpy()})
+    with torch.no_grad():
+        expected = program(noisy, sigma).permute(0, 2, 3, 1).numpy() * 255
+    assert np.abs(output - expected).mean() < 1
