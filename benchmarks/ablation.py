@@ -7,7 +7,6 @@ are kept. Seeds change the order of batches, their noise, and random weights; th
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from benchmarks import results
 from benchmarks.console import leave, say, show
 from benchmarks.contestants import STUDENT, TEACHER
 from benchmarks.sets import SHARED, SIGMAS
+from benchmarks.tables import ablation_table as table
 from edgekit import models
 from edgekit.bundle.reader import sha256
 from edgekit.compress.batches import Batches
@@ -226,19 +226,6 @@ def _crops(source: ImageSource) -> Iterator[NDArray[np.uint8]]:
         clean, _ = large[number % len(large)].pixels()
         top, left = (int(rng.integers(side - _SIDE + 1)) for side in clean.shape[:2])
         yield clean[top : top + _SIDE, left : left + _SIDE].copy()
-
-
-def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Columns and lines: by row the dB at each level, their mean, and its standard deviation over the seeds."""
-    lines = []
-    for key in dict.fromkeys((row["group"], row["name"]) for row in rows):
-        found = [row["psnr"] for row in rows if (row["group"], row["name"]) == key]
-        levels = [statistics.fmean(psnr[f"{s}"] for psnr in found) for s in SIGMAS]
-        means = [statistics.fmean(psnr.values()) for psnr in found]
-        spread = f"{statistics.stdev(means):.3f}" if len(means) > 1 else ""
-        numbers = [*(f"{db:.2f}" for db in levels), f"{statistics.fmean(means):.3f}", spread, str(len(means))]
-        lines.append([*key, *numbers])
-    return ["", "", *(f"sigma {s}" for s in SIGMAS), "mean", "+-", "seeds"], lines
 
 
 def _silent(done: int, total: int, text: str = "") -> None:

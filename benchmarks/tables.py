@@ -13,6 +13,7 @@ import argparse
 import difflib
 import functools
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 # So that `python benchmarks/tables.py` finds its neighbours as `python -m benchmarks.tables` does.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import ablation, published, results
+from benchmarks import published, results
 from benchmarks.console import leave, say
 from benchmarks.contestants import STUDENT, TEACHER
 from benchmarks.sets import ROOT, SIGMAS
@@ -272,10 +273,23 @@ def integers(folder: Path) -> str:
     return f"{_markdown(['', 'ranges from', 'MACs in int8', *heads], lines, 2)}\n\n{what}"
 
 
+def ablation_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Columns and lines: by row the dB at each level, their mean, and its standard deviation over the seeds."""
+    lines = []
+    for key in dict.fromkeys((row["group"], row["name"]) for row in rows):
+        found = [row["psnr"] for row in rows if (row["group"], row["name"]) == key]
+        levels = [statistics.fmean(psnr[f"{s}"] for psnr in found) for s in SIGMAS]
+        means = [statistics.fmean(psnr.values()) for psnr in found]
+        spread = f"{statistics.stdev(means):.3f}" if len(means) > 1 else ""
+        numbers = [*(f"{db:.2f}" for db in levels), f"{statistics.fmean(means):.3f}", spread, str(len(means))]
+        lines.append([*key, *numbers])
+    return ["", "", *(f"sigma {s}" for s in SIGMAS), "mean", "+-", "seeds"], lines
+
+
 def means(folder: Path) -> str:
     """What each means of compression gives, at equal steps."""
     found = results.load(folder / "ablation.json")
-    columns, lines = ablation.table(found["rows"])
+    columns, lines = ablation_table(found["rows"])
     lines = [[*line[:-2], f"±{line[-2]}" if line[-2] else "", line[-1]] for line in lines]
     columns[:2] = ["compared within", "means"]
     columns[-2] = "over seeds"
