@@ -41,4 +41,4 @@ def test_a_16_bit_ramp_comes_out_monotone(bundle: Path, tmp_path: Path) -> None:
     with open_bundle(bundle, variant="int8") as denoiser:
         coarse = denoiser(ramp, sigma=2)[:, 16:-16].astype(int)
     assert len(np.unique(coarse[24, :, 1])) > 400
-    assert np.abs(coarse - ramp[:, 16:-16]).max() < 4 * 257
+    assert np.abs(coarse - ramp[:, 16:-16]).max() < 6 * 257
