@@ -218,7 +218,7 @@ def test_denoise_gives_deep_images_to_the_float_model_and_says_so(
     words = ["denoise", source, "-o", out, "--model", bundle, "--sigma", "5"]
     said = edgekit(*words)
     assert said.code == 0
-    assert "note: an image has more than 8 bits" in said.err
+    assert "note: deep.png: more than 8 bits, denoised by fp32" in said.err
     for name, variant in (("bytes", "int8"), ("deep", "fp32")):
         with open_bundle(bundle, variant=variant) as denoiser:
             expected = denoiser(load(source / f"{name}.png").pixels, sigma=5)

@@ -78,9 +78,10 @@ def denoise(
                     done.append(target)
                     bars("denoise", len(done) + len(unreadable), len(jobs), target.name)
             if waiting:
+                named = waiting[0][0].name + (f" and {len(waiting) - 1} more" if len(waiting) > 1 else "")
                 typer.echo(
-                    f"note: {'an image has' if len(waiting) == 1 else f'{len(waiting)} images have'} more than 8 bits, "
-                    f"which is the precision of integers: denoised by {finer}; --variant int8 is faster",
+                    f"note: {named}: more than 8 bits, denoised by {finer}; integers may leave steps where an image is "
+                    "smooth (--variant int8 takes them, and is faster)",
                     err=True,
                 )
                 run(finer, waiting, None)

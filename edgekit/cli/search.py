@@ -24,7 +24,7 @@ _SHOWN = 12
 
 def search(
     budget: Annotated[
-        Flag, typer.Option(metavar="MS", help="Milliseconds per megapixel of INT8 on this machine, e.g. 40ms/MP.")
+        Flag, typer.Option(metavar="MS", help="Milliseconds per megapixel of INT8 on this machine, e.g. 80ms/MP.")
     ] = None,
     target: Annotated[
         Flag, typer.Option(metavar="NAME", show_default="tflite", help="What candidates are exported to and timed as.")
@@ -64,7 +64,8 @@ def search(
     """Find a student's widths and depth within a latency budget; writes a recipe."""
     if budget is None and recipe is None:
         raise RecipeError(
-            "which budget? Give milliseconds per megapixel, e.g. --budget 40ms/MP; `edgekit bench` tells a bundle's"
+            "which budget? Give milliseconds per megapixel, e.g. --budget 80ms/MP; `edgekit bench --threads 1 BUNDLE` "
+            "says what a bundle takes"
         )
     with Bars() as bars:
         found = api.search(

@@ -131,7 +131,10 @@ def search(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None)
     if (missing := target.available()) is not None:
         raise MissingExtraError.needs(f"--target {target.name}", missing, target.extra)
     deepest = configuration({name: high if name == "blocks" else low for name, (low, high, _) in SPACE.items()})
-    check_tile(recipe.tile, create(MODEL, channels=recipe.channels, **deepest))
+    try:
+        check_tile(recipe.tile, create(MODEL, channels=recipe.channels, **deepest))
+    except RecipeError as error:
+        raise RecipeError(f"{error}; so the deepest candidate, of {SPACE['blocks'][1]} blocks") from None
     storage = recipe.storage or str(out.with_suffix(".search"))
     if Path(storage).absolute() == out.absolute():
         raise RecipeError(f"--storage and --out are both {out}: name two files")
@@ -157,7 +160,8 @@ def search(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None)
         fastest = min(found, key=lambda candidate: candidate.ms_per_megapixel)
         raise RecipeError(
             f"budget {recipe.budget:g} ms/MP: none of {len(found)} candidates is within it, the fastest takes "
-            f"{fastest.ms_per_megapixel:.1f}; raise --budget, or --threads (now {recipe.threads})"
+            f"{fastest.ms_per_megapixel:.1f}; try more (--trials; the study goes on), or raise "
+            f"--budget"
         )
     levels = ", ".join(f"sigma {level} {db:.2f}" for level, db in best.psnr.items())
     about = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import platform
 import socket
 import tempfile
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from edgekit.batch import Batch
 from edgekit.bundle.manifest import Manifest, Thresholds
 from edgekit.compress.quantize import quantize
+from edgekit.errors import RecipeError
 from edgekit.models import DenoiserModel, create
 from edgekit.pipeline import model_facts, open_files
 from edgekit.recipe import QuantizeSettings, SearchRecipe
@@ -27,11 +30,15 @@ from edgekit.targets.base import Target
 if TYPE_CHECKING:
     import optuna
 
+_log = logging.getLogger(__name__)
+
 # The preset whose shape is the fixed one, and whose arguments candidates replace.
 MODEL = "dsunet-s"
 # Timed runs: of the fixed shape alone, and of a candidate and the fixed shape in turns.
 _ALONE, _RUNS, _WARM_UP = 30, 9, 2
 _SIGMA = 25.0
+# Load of a machine that does nothing but start this search.
+_IDLE = 1.2
 
 
 class Yardstick:
@@ -62,6 +69,9 @@ class Yardstick:
         self._run, pixels = self._stack.enter_context(self._opened({}))
         key = f"fixed shape, seconds a pixel, {self.machine}"
         if key not in self._study.user_attrs:
+            load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+            if load > _IDLE:
+                _log.warning("the machine is busy (load %.1f): all times of this study will be too long", load)
             (times,) = in_turns([self._run], _ALONE, 60.0, _WARM_UP)
             self._study.set_user_attr(key, float(times.min()) / pixels)
         self._unit: float = self._study.user_attrs[key]
@@ -87,6 +97,11 @@ class Yardstick:
         model = _random(create(MODEL, **config, channels=self._recipe.channels))
         with tempfile.TemporaryDirectory() as name:
             manifest = self._export(model, Path(name))
+            if manifest.variants[0].made_for:
+                raise RecipeError(
+                    f"target {self._target.name}: {manifest.variants[0].made_for} does not run here, and what stands "
+                    "in for it tells nothing of its speed; search with --target tflite or openvino"
+                )
             image = fill(manifest, self._image)
             with open_files(manifest, Path(name), threads=self._recipe.threads) as denoiser:
                 yield lambda: denoiser(image, sigma=_SIGMA), image.shape[0] * image.shape[1]
