@@ -84,15 +84,10 @@ def files(folder: Path) -> set[str]:
 def test_no_command_prints_help(edgekit: Terminal) -> None:
     said = edgekit()
     assert said.code == 0
-    assert all(
-        name in said.out
-        for name in ("compress", "train", "search", "check", "bench", "denoise", "inspect", "models", "doctor")
-    )
+    assert all(name in said.out for name in COMMANDS)
 
 
-@pytest.mark.parametrize(
-    "command", ["compress", "train", "search", "check", "bench", "denoise", "inspect", "models", "doctor"]
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(edgekit: Terminal, command: str) -> None:
     assert edgekit(command, "--help").code == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,58 +41,85 @@ def denoise(
     """Denoise images; size, depth, colour and alpha stay as they are."""
     level = _level(sigma)
     jobs = plan(images, out, force=force)
-    unreadable: list[str] = []
-    # Files of more than 8 bits, which integers would leave with the precision of 8: they wait for a float model.
-    deep: list[tuple[Path, Path]] = []
     # One image should be done soon; of many, the last one should.
     hint = "latency" if len(jobs) == 1 else "throughput"
+
+    def opened(name: str | None) -> Denoiser:
+        return open_bundle(model, variant=name, threads=threads, device=device, hint=hint, cache=cache)
+
     with Bars() as bars:
-
-        def run(name: str | None, jobs_now: list[tuple[Path, Path]], waiting: list[tuple[Path, Path]] | None) -> None:
-            with open_bundle(model, variant=name, threads=threads, device=device, hint=hint, cache=cache) as denoiser:
-                finer = None if waiting is None else _float_variant(denoiser)
-                under_way: deque[tuple[Path, files.Picture]] = deque()
-
-                def pictures() -> Iterator[tuple[NDArray[Any], float | None]]:
-                    for source, target in jobs_now:
-                        try:
-                            picture = files.load(source)
-                            if waiting is not None and finer is not None and picture.pixels.dtype != np.uint8:
-                                waiting.append((source, target))
-                                continue
-                            told = _told(denoiser, source, picture, level)
-                        except (DataError, ShapeError) as error:
-                            # Of a folder, one bad file must not cost the others.
-                            if len(jobs) == 1:
-                                raise
-                            message = str(error) if isinstance(error, DataError) else f"{source}: {error}"
-                            unreadable.append(message)
-                            typer.echo(f"skipped: {message}", err=True)
-                            continue
-                        under_way.append((target, picture))
-                        yield picture.pixels, told
-
-                for clean in denoiser.many(pictures()):
-                    target, picture = under_way.popleft()
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    files.save(target, clean, like=picture, overwrite=force)
-                    done.append(target)
-                    bars("denoise", len(done) + len(unreadable), len(jobs), target.name)
-            if waiting:
-                named = waiting[0][0].name + (f" and {len(waiting) - 1} more" if len(waiting) > 1 else "")
-                typer.echo(
-                    f"note: {named}: more than 8 bits, denoised by {finer}; integers may leave steps where an image is "
-                    "smooth (--variant int8 takes them, and is faster)",
-                    err=True,
-                )
-                run(finer, waiting, None)
-
-        done: list[Path] = []
-        bars("denoise", 0, len(jobs))
-        run(variant, jobs, deep if variant is None else None)
+        work = _Work(level, force, len(jobs), bars)
+        with opened(variant) as denoiser:
+            finer = _float_variant(denoiser) if variant is None else None
+            deep = work.through(denoiser, jobs, leave_deep=finer is not None)
+        if deep:
+            named = deep[0][0].name + (f" and {len(deep) - 1} more" if len(deep) > 1 else "")
+            typer.echo(
+                f"note: {named}: more than 8 bits, denoised by {finer}; integers may leave steps where an image is "
+                "smooth (--variant int8 takes them, and is faster)",
+                err=True,
+            )
+            with opened(finer) as denoiser:
+                work.through(denoiser, deep)
         bars("denoise", len(jobs), len(jobs))
-    if unreadable:
-        raise DataError(f"skipped {len(unreadable)} of {len(jobs)} images, the first: {unreadable[0]}")
+    if work.unreadable:
+        raise DataError(f"skipped {len(work.unreadable)} of {len(jobs)} images, the first: {work.unreadable[0]}")
+
+
+@dataclass
+class _Work:
+    """Files on their way through a model, or through two.
+
+    Attributes:
+        level: noise level in 8-bit units, or "auto".
+        force: replace existing files.
+        total: how many files there are.
+        bars: told how far it is.
+        done: files that were written.
+        unreadable: why each other one was not.
+    """
+
+    level: float | str
+    force: bool
+    total: int
+    bars: Bars
+    done: int = 0
+    unreadable: list[str] = field(default_factory=list)
+
+    def through(
+        self, denoiser: Denoiser, jobs: Sequence[tuple[Path, Path]], *, leave_deep: bool = False
+    ) -> list[tuple[Path, Path]]:
+        """Denoise files; the jobs that were left: those of more than 8 bits, the precision of integers, if asked to."""
+        left: list[tuple[Path, Path]] = []
+        under_way: deque[tuple[Path, files.Picture]] = deque()
+        self.bars("denoise", self.done + len(self.unreadable), self.total)
+
+        def pictures() -> Iterator[tuple[NDArray[Any], float | None]]:
+            for source, target in jobs:
+                try:
+                    picture = files.load(source)
+                    if leave_deep and picture.pixels.dtype != np.uint8:
+                        left.append((source, target))
+                        continue
+                    told = _told(denoiser, source, picture, self.level)
+                except (DataError, ShapeError) as error:
+                    # Of a folder, one bad file must not cost the others.
+                    if self.total == 1:
+                        raise
+                    message = str(error) if isinstance(error, DataError) else f"{source}: {error}"
+                    self.unreadable.append(message)
+                    typer.echo(f"skipped: {message}", err=True)
+                    continue
+                under_way.append((target, picture))
+                yield picture.pixels, told
+
+        for clean in denoiser.many(pictures()):
+            target, picture = under_way.popleft()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.save(target, clean, like=picture, overwrite=self.force)
+            self.done += 1
+            self.bars("denoise", self.done + len(self.unreadable), self.total, target.name)
+        return left
 
 
 def _float_variant(denoiser: Denoiser) -> str | None:

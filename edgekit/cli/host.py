@@ -10,6 +10,7 @@ from rich.text import Text
 
 from edgekit import api
 from edgekit.cli import show
+from edgekit.cli.flags import Data, Flag, RecipeFile, Seed, Sigma, whole
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 from edgekit.extras import needed
@@ -17,9 +18,6 @@ from edgekit.extras import needed
 if TYPE_CHECKING:
     from edgekit.recipe import Recipe
     from edgekit.runtime.verdict import Verdict
-
-# Flags are passed on as text: the recipe checks them, so that a flag and a line of a recipe file get the same answer.
-Flag = str | None
 
 
 def compress(
@@ -45,15 +43,8 @@ def compress(
             help="Who teaches the pruned model: the original itself, or a better one.",
         ),
     ] = None,
-    data: Annotated[
-        Flag,
-        typer.Option(
-            metavar="DIR", show_default="built in", help="Folder of clean images, or of pairs in noisy/ and clean/."
-        ),
-    ] = None,
-    sigma: Annotated[
-        Flag, typer.Option(metavar="LOW:HIGH", show_default="0:55", help="Noise levels in 8-bit units, 0 to 255.")
-    ] = None,
+    data: Data = None,
+    sigma: Sigma = None,
     prune: Annotated[
         Flag, typer.Option(metavar="SHARE", show_default="0.25", help="Share of the MACs to remove.")
     ] = None,
@@ -79,11 +70,9 @@ def compress(
     tile: Annotated[
         Flag, typer.Option(metavar="PIXELS", show_default="512", help="Height and width of the model's input.")
     ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file of settings with these names; flags win.")
-    ] = None,
+    recipe: RecipeFile = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write the bundle into.")] = Path("build"),
-    seed: Annotated[Flag, typer.Option(metavar="N", show_default="0", help="Seed of every generator.")] = None,
+    seed: Seed = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show stages, settings and time; write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
@@ -131,12 +120,7 @@ def train(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="Model; `edgekit models` lists them. May stand in the recipe.")
     ] = None,
-    data: Annotated[
-        Flag,
-        typer.Option(
-            metavar="DIR", show_default="built in", help="Folder of clean images, or of pairs in noisy/ and clean/."
-        ),
-    ] = None,
+    data: Data = None,
     weights: Annotated[
         Flag, typer.Option(metavar="NAME|FILE", show_default="random", help="Weights to start from: fine-tune.")
     ] = None,
@@ -144,9 +128,7 @@ def train(
         Flag, typer.Option(metavar="NAME|FILE", show_default="none", help="Better model that is imitated too.")
     ] = None,
     channels: Annotated[Flag, typer.Option(metavar="1|3", show_default="the model's", help="Gray or RGB.")] = None,
-    sigma: Annotated[
-        Flag, typer.Option(metavar="LOW:HIGH", show_default="0:55", help="Noise levels in 8-bit units, 0 to 255.")
-    ] = None,
+    sigma: Sigma = None,
     steps: Annotated[Flag, typer.Option(metavar="N", show_default="35000", help="Optimiser steps.")] = None,
     batch: Annotated[Flag, typer.Option(metavar="N", show_default="8", help="Crops a step, on each device.")] = None,
     patch: Annotated[Flag, typer.Option(metavar="PIXELS", show_default="96", help="Side of a crop.")] = None,
@@ -169,7 +151,7 @@ def train(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default="runs/MODEL", help="Folder of the run.")
     ] = None,
-    seed: Annotated[Flag, typer.Option(metavar="N", show_default="0", help="Seed of every generator.")] = None,
+    seed: Seed = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Start over where --out holds a run.")] = False,
 ) -> None:
@@ -216,11 +198,6 @@ def train(
         screen.print(show.table(["", "value"], zip(names, scores, strict=True), title=title, right="value"))
     line = f"{trained.steps} steps in {trained.seconds / 60:.1f} min  -> {trained.path}"
     screen.print(Text(line), soft_wrap=True)
-
-
-def whole(text: str | None) -> Any:
-    """A flag whose setting allows only certain whole numbers; what is none is left for the recipe to refuse."""
-    return int(text) if text is not None and text.isdigit() else text
 
 
 def _show_plan(loaded: Recipe) -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from edgekit import api
 from edgekit.cli import show
-from edgekit.cli.host import Flag, whole
+from edgekit.cli.flags import Data, Flag, RecipeFile, Seed, Sigma, whole
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 
@@ -29,16 +29,9 @@ def search(
     target: Annotated[
         Flag, typer.Option(metavar="NAME", show_default="tflite", help="What candidates are exported to and timed as.")
     ] = None,
-    data: Annotated[
-        Flag,
-        typer.Option(
-            metavar="DIR", show_default="built in", help="Folder of clean images, or of pairs in noisy/ and clean/."
-        ),
-    ] = None,
+    data: Data = None,
     channels: Annotated[Flag, typer.Option(metavar="1|3", show_default="3", help="Gray or RGB.")] = None,
-    sigma: Annotated[
-        Flag, typer.Option(metavar="LOW:HIGH", show_default="0:55", help="Noise levels in 8-bit units, 0 to 255.")
-    ] = None,
+    sigma: Sigma = None,
     trials: Annotated[Flag, typer.Option(metavar="N", show_default="20", help="Candidates in all.")] = None,
     steps: Annotated[Flag, typer.Option(metavar="N", show_default="1500", help="Training steps of each.")] = None,
     threads: Annotated[
@@ -55,11 +48,9 @@ def search(
             help="Where the study lives; machines that name the same one work together.",
         ),
     ] = None,
-    recipe: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file of settings with these names; flags win.")
-    ] = None,
+    recipe: RecipeFile = None,
     out: Annotated[Path, typer.Option(metavar="FILE", help="Training recipe to write.")] = Path("student.yaml"),
-    seed: Annotated[Flag, typer.Option(metavar="N", show_default="0", help="Seed of every generator.")] = None,
+    seed: Seed = None,
 ) -> None:
     """Find a student's widths and depth within a latency budget; writes a recipe."""
     if budget is None and recipe is None:
