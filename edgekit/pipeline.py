@@ -174,7 +174,7 @@ def compress(
         **{f"version of {name}": version for name, version in _versions().items()},
     }
     work = Workspace(out / f".{stem}-{recipe.target}.edgekit.work", recipe, inputs, resume=resume, force=force)
-    run = _Run(recipe, images, work, progress or _silent)
+    run = _Run(recipe, images, work, progress or silent)
     try:
         bundles = _stages(run, chosen, original, teacher, destinations, force, on_verdict)
     except EdgekitError:
@@ -252,8 +252,8 @@ def _learns(recipe: Recipe) -> bool:
     return recipe.precision == "int8" and recipe.quantizer == "edgekit"
 
 
-def _silent(stage: str, done: int, total: int, text: str = "") -> None:
-    pass
+def silent(stage: str, done: int, total: int, text: str = "") -> None:
+    """The progress of a run that nobody watches."""
 
 
 def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel | None]:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from edgekit.batch import Batch
 
-__all__ = ["Batch", "Batches", "Progress"]
+__all__ = ["Batch", "Batches", "Progress", "silent"]
 
 
 class Batches(Protocol):
@@ -19,3 +19,7 @@ class Progress(Protocol):
     """`progress(done, total, text)` is told how far a stage is; text is short, e.g. "loss 0.0123"."""
 
     def __call__(self, done: int, total: int, text: str = "") -> None: ...
+
+
+def silent(done: int, total: int, text: str = "") -> None:
+    """The progress of a stage that nobody watches."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgekit.compress.batches import Batches, Progress
+from edgekit.compress.batches import Batches, Progress, silent
 from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.features import FeatureLoss, tapped
 from edgekit.compress.lessons import OUTPUT, Lesson, Lessons, Taught, fingerprint, teach
@@ -64,7 +64,7 @@ def distill(
     began = time.perf_counter()
     before = evaluate(student, tiles, sigmas)
     trained = copy.deepcopy(student)
-    losses = _train(trained, teacher, settings, batches, progress or _silent, checkpoint, cache)
+    losses = _train(trained, teacher, settings, batches, progress or silent, checkpoint, cache)
     trained.train(student.training)
     size = Size(student.macs_per_pixel(), student.parameter_count())
     record = StageRecord(
@@ -232,7 +232,3 @@ class _Learner:
 def half(settings: DistillSettings, device: torch.device) -> bool:
     """Whether the stage runs under bfloat16 autocast on a device."""
     return resolve(settings.precision, device.type) == "bf16-mixed"
-
-
-def _silent(done: int, total: int, text: str = "") -> None:
-    pass

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from edgekit.compress.batches import Batch, Batches, Progress
+from edgekit.compress.batches import Batch, Batches, Progress, silent
 from edgekit.compress.channels import Channels, rebuild
 from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.record import SIGMAS, Size, StageRecord
@@ -58,7 +58,7 @@ def prune(
     if settings.ratio > 0:
         channels = _channels(work, settings.round_to)
         before = dict(channels.sizes)
-        _remove(channels, settings, batches, progress or _silent)
+        _remove(channels, settings, batches, progress or silent)
         widths = {name: [size, channels.sizes[name]] for name, size in before.items()}
         kept = channels.kept
     pruned = rebuild(work).train(model.training)
@@ -184,7 +184,3 @@ _SCORES: dict[str, Callable[[Channels, list[Batch]], dict[str, Tensor]]] = {
     "taylor-sum": _taylor_sum,
     "l1": _l1,
 }
-
-
-def _silent(done: int, total: int, text: str = "") -> None:
-    pass

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from edgekit.compress.batches import Batch, Batches, Progress
+from edgekit.compress.batches import Batch, Batches, Progress, silent
 from edgekit.compress.bias_correction import correct_biases
 from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.lessons import fingerprint
@@ -37,7 +37,7 @@ def quantize(
     *,
     sigma_range: tuple[float, float],
     sigmas: Sequence[float] = SIGMAS,
-    progress: Progress,
+    progress: Progress | None = None,
     checkpoint: Path | None = None,
     on_calibrated: Callable[[QuantizedProgram], None] | None = None,
 ) -> tuple[QuantizedProgram, StageRecord]:
@@ -69,7 +69,7 @@ def quantize(
         run = fingerprint(
             observed, model, scheme={**asdict(scheme), "wide": sorted(scheme.wide)}, **settings.model_dump()
         )
-        _learn(program, teacher, settings, batches, progress, Checkpoint(checkpoint, run))
+        _learn(program, teacher, settings, batches, progress or silent, Checkpoint(checkpoint, run))
         after = evaluate(program, tiles, sigmas)
     size = Size(model.macs_per_pixel(), model.parameter_count())
     how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"

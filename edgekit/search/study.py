@@ -23,7 +23,7 @@ from edgekit.compress.quantize import quantize
 from edgekit.errors import MissingExtraError, OutputExistsError, RecipeError, TrainingError
 from edgekit.models import DenoiserModel, create
 from edgekit.models.checkpoints import write_atomically
-from edgekit.pipeline import Progress, check_tile
+from edgekit.pipeline import Progress, check_tile, silent
 from edgekit.recipe import QuantizeSettings, Recipe, SearchRecipe
 from edgekit.search import recipe_file
 from edgekit.search.storage import open_study
@@ -143,7 +143,7 @@ def search(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None)
     images = _images(recipe)
     study = open_study(optuna, recipe, storage, {**recipe.identity(), "images": images.digest, "edgekit": __version__})
     _enqueue(study, optuna)
-    told = progress or _silent
+    told = progress or silent
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     with Yardstick(target, recipe, images.golden.noisy[0], study) as yardstick:
         work = _Work(recipe, target, images, yardstick, told)
@@ -296,12 +296,7 @@ class _Work:
             self.images.tiles,
             sigma_range=(low / 255, high / 255),
             sigmas=self.images.sigmas,
-            progress=partial(_silent, "calibrate"),
         )
         if any(math.isnan(db) for db in record.db_after.values()):
             raise TrainingError(f"search: {config} gives NaN: lower train.learning_rate in the recipe")
         return dict(record.db_after)
-
-
-def _silent(stage: str, done: int, total: int, text: str = "") -> None:
-    pass

@@ -120,7 +120,6 @@ class Yardstick:
             np.zeros((1, side, side, model.channels), np.uint8),
             sigma_range=(0.0, 55 / 255),
             sigmas=(_SIGMA,),
-            progress=lambda done, total, text="": None,
         )
         lowered = self._target.lower(model, program, folder, name="candidate", tile=self._recipe.tile, precision="int8")
         return Manifest(
