@@ -128,9 +128,7 @@ class Laboratory:
         """The recovered student in TFLite's integers."""
         chosen = QuantizeSettings(**settings)
         scheme = registry.get("tflite").scheme()
-        program, _ = quantize(
-            self.recovered, scheme, chosen, self.batches, self.crops[:2], sigma_range=(0.0, 55 / 255), progress=_silent
-        )
+        program, _ = quantize(self.recovered, scheme, chosen, self.batches, self.crops[:2], sigma_range=(0.0, 55 / 255))
         return program
 
 
@@ -191,9 +189,7 @@ def main(arguments: Sequence[str]) -> int:
         "student": sha256(shipped[STUDENT]),
         "teacher": sha256(shipped[TEACHER]),
     }
-    kept = results.load(options.out) if options.out.exists() else {}
-    same = kept.get("settings") == settings and kept.get("versions") == results.versions()
-    rows: list[dict[str, Any]] = kept["rows"] if same else []
+    rows: list[dict[str, Any]] = results.kept(options.out, settings).get("rows", [])
     crops = np.stack(list(_crops(source)))
     with tempfile.TemporaryDirectory() as cache:
         for seed in options.seeds:
@@ -208,10 +204,7 @@ def main(arguments: Sequence[str]) -> int:
                 told = {"group": row.group, "name": row.name, "seed": seed, "psnr": psnr}
                 rows.append({**told, "seconds": round(time.perf_counter() - began, 1)})
                 say(f"seed {seed}  {row.group}: {row.name}: {psnr}")
-                results.save(
-                    options.out,
-                    {"settings": settings, "machine": results.machine(), "versions": results.versions(), "rows": rows},
-                )
+                results.save(options.out, {**results.about(settings), "rows": rows})
     show("Mean dB over the noise levels, and its spread over the seeds", *table(rows), texts=2)
     return 0
 
@@ -226,10 +219,6 @@ def _crops(source: ImageSource) -> Iterator[NDArray[np.uint8]]:
         clean, _ = large[number % len(large)].pixels()
         top, left = (int(rng.integers(side - _SIDE + 1)) for side in clean.shape[:2])
         yield clean[top : top + _SIDE, left : left + _SIDE].copy()
-
-
-def _silent(done: int, total: int, text: str = "") -> None:
-    pass
 
 
 if __name__ == "__main__":

@@ -110,7 +110,6 @@ def _write(
             images.batches,
             images.tiles,
             sigma_range=(SIGMA[0] / 255, SIGMA[1] / 255),
-            progress=lambda done, total, text="": None,
         )
         records = (record.to_dict(),)
     lowered = target.lower(model, program, files, name=contestant.name, tile=tile, precision=precision)

@@ -38,8 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     out = options.out or results.default("int8", quick=options.limit is not None)
     settings = {"limit": options.limit}
-    kept = results.load(out) if out.exists() else {}
-    rows = kept["rows"] if kept.get("settings") == settings and kept.get("versions") == results.versions() else []
+    rows = results.kept(out, settings).get("rows", [])
     with ThreadPoolExecutor(options.workers, initializer=one_thread) as pool:
         for path in options.bundles:
             with reader.read(path) as bundle:
@@ -47,8 +46,7 @@ def main(arguments: Sequence[str]) -> int:
                     about = {"name": bundle.manifest.name, "target": bundle.manifest.target, **row}
                     rows = [row for row in rows if not _replaced(row, about)] + [about]
                     say("  ".join(_cells(about)))
-                    found = {"settings": settings, "machine": results.machine(), "versions": results.versions()}
-                    results.save(out, {**found, "rows": rows})
+                    results.save(out, {**results.about(settings), "rows": rows})
     show("dB that integers cost", ["model", "target", "set", "sigma", "FP32", "INT8", "lost", "int8 MACs"],
          [_cells(row) for row in rows], texts=3)  # fmt: skip
     say(f"written to {out}")

@@ -144,14 +144,9 @@ def one_thread() -> None:
 
 def _kept(out: Path, settings: Mapping[str, Any]) -> tuple[dict[Key, dict[str, Any]], dict[str, dict[str, Any]]]:
     """Rows and models that an earlier run left, if it was of the same settings and versions."""
-    if not out.exists():
-        return {}, {}
-    found = results.load(out)
-    if found.get("settings") != settings or found.get("versions") != results.versions():
-        say(f"{out} was measured with other settings or versions: starting over")
-        return {}, {}
-    rows = {(row["model"], row["set"], row["sigma"]): row for row in found["rows"]}
-    return rows, {model["name"]: model for model in found["models"]}
+    found = results.kept(out, settings)
+    rows = {(row["model"], row["set"], row["sigma"]): row for row in found.get("rows", ())}
+    return rows, {model["name"]: model for model in found.get("models", ())}
 
 
 def _stale(row: Mapping[str, Any], columns: Mapping[str, Column]) -> bool:
@@ -162,9 +157,7 @@ def _stale(row: Mapping[str, Any], columns: Mapping[str, Column]) -> bool:
 def _save(out: Path, settings: Mapping[str, Any], models: Mapping[str, Any], rows: Mapping[Key, Any]) -> None:
     order = {name: place for place, name in enumerate([*contestants.NAMES, *SETS])}
     content = {
-        "settings": settings,
-        "machine": results.machine(),
-        "versions": results.versions(),
+        **results.about(settings),
         "figures": FIGURES,
         "models": [models[name] for name in sorted(models, key=order.__getitem__)],
         "rows": [rows[key] for key in sorted(rows, key=lambda key: (order[key[0]], order[key[1]], key[2]))],

@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from benchmarks.console import say
 from benchmarks.sets import ROOT
 from edgekit._version import __version__
 from edgekit.errors import DataError
@@ -37,6 +38,22 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{path} holds a {type(found).__name__}: expected an object")
     return found
+
+
+def kept(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier run left, if it was of the same settings and versions; else nothing, and that is said."""
+    if not path.exists():
+        return {}
+    found = load(path)
+    if found.get("settings") != settings or found.get("versions") != versions():
+        say(f"{path} was measured with other settings or versions: starting over")
+        return {}
+    return found
+
+
+def about(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What results begin with: how, where and with which versions they were measured."""
+    return {"settings": settings, "machine": machine(), "versions": versions()}
 
 
 def save(path: Path, results: Mapping[str, Any]) -> None:

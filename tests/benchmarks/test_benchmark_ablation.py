@@ -3,9 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from smooth_folder import write_smooth
 
 from benchmarks import ablation, results, tables
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings
@@ -13,12 +12,7 @@ from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    (tmp_path / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for k in range(6):
-        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        small.resize((200, 200), Image.Resampling.BICUBIC).save(tmp_path / "images" / f"{k}.png")
-    return tmp_path / "images"
+    return write_smooth(tmp_path / "images", 6)
 
 
 def test_rows_are_kept_and_each_is_measured_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
