@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from smooth_folder import write_smooth
 
 pytest.importorskip("litert_torch")
 pytest.importorskip("openvino")
@@ -30,11 +30,7 @@ from edgekit.runtime.compare import compare
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with smooth images."""
     folder = tmp_path_factory.mktemp("source")
-    (folder / "images").mkdir()
-    rng = np.random.default_rng(0)
-    for k in range(4):
-        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        small.resize((200, 200), Image.Resampling.BICUBIC).save(folder / "images" / f"{k}.png")
+    write_smooth(folder / "images")
     return folder
 
 

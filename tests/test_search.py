@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
+from smooth_folder import write_smooth
 
 pytest.importorskip("optuna")
 
@@ -34,12 +34,7 @@ QUICK: dict[str, Any] = {"batch": 1, "patch": 32, "warmup": 0, "optimizer": "muo
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    rng = np.random.default_rng(0)
-    for k in range(4):
-        small = Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
-        small.resize((200, 200), Image.Resampling.BICUBIC).save(folder / f"{k}.png")
-    return folder
+    return write_smooth(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture

@@ -44,11 +44,11 @@ def tint(program: QuantizedProgram, model: DenoiserModel) -> float:
 
 
 def test_the_tint_of_rounded_weights_goes() -> None:
-    model = tiny()
+    model = tiny(finish=0)
     made = program(model, bits=4)  # coarse, so that there is one
     before = tint(made, model)
     correct_biases(made, [SmoothBatches()(step) for step in range(2)])
-    assert tint(made, model) < before / 2
+    assert tint(made, model) < before / 3
 
 
 def test_one_layer_is_corrected_by_hand() -> None:

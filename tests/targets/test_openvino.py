@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 pytest.importorskip("openvino")
 
-from tiny import SIDE, Tiny, quantized
+from tiny import SIDE, Tiny, observed, quantized
 
 from edgekit.bundle.manifest import Variant
 from edgekit.errors import EngineError, ExportError, RecipeError
@@ -286,15 +286,9 @@ def beside_a_map() -> GraphModel:
 
 
 def test_a_convolution_in_float_says_why(tmp_path: Path) -> None:
-    from edgekit.compress.program import QuantizedProgram
-
     model = beside_a_map()
     scheme = replace(registry.get("openvino").scheme(), wide=frozenset({"layers.first"}))
-    program = QuantizedProgram(model, scheme, (0.0, 55 / 255))
-    with program.in_float(), torch.no_grad():
-        program(torch.rand(2, 3, 32, 32), torch.tensor([0.1, 0.2]))
-    for bounds in program.ranges:
-        bounds.learn()
+    program = observed(model, scheme, torch.rand(2, 3, 32, 32), torch.tensor([0.1, 0.2]))
     lowered = registry.get("openvino").lower(model, program, tmp_path, name="x", tile=64, precision="int8")
     by_name = {layer.name.split(".")[-1]: layer for layer in lowered.layers}
     assert by_name["first"].dtype == "float32"
@@ -303,15 +297,9 @@ def test_a_convolution_in_float_says_why(tmp_path: Path) -> None:
 
 
 def test_a_convolution_that_reads_a_map_of_sigma_beside_the_image_is_integer(tmp_path: Path) -> None:
-    from edgekit.compress.program import QuantizedProgram
-
     model = beside_a_map()
-    program = QuantizedProgram(model, registry.get("openvino").scheme(), (0.0, 55 / 255))
     noisy, sigma = torch.randint(0, 256, (2, 3, 32, 32)) / 255, torch.tensor([0.1, 0.2])
-    with program.in_float(), torch.no_grad():
-        program(noisy, sigma)
-    for bounds in program.ranges:
-        bounds.learn()
+    program = observed(model, registry.get("openvino").scheme(), noisy, sigma)
     lowered = registry.get("openvino").lower(model, program, tmp_path, name="x", tile=64, precision="int8")
     assert {layer.dtype for layer in lowered.layers} == {"int8"}
     default = lowered.variants[0]

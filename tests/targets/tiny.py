@@ -35,9 +35,14 @@ def quantized(scheme: Scheme) -> Tiny:
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.15)
     noisy, sigma = torch.randint(0, 256, (1, 3, SIDE, SIDE)) / 255, torch.tensor([25 / 255])
+    return Tiny(model, observed(model, scheme, noisy, sigma), noisy, sigma)
+
+
+def observed(model: DenoiserModel, scheme: Scheme, noisy: torch.Tensor, sigma: torch.Tensor) -> QuantizedProgram:
+    """The program of a model with ranges observed on one batch."""
     program = QuantizedProgram(model, scheme, (0.0, 55 / 255))
     with program.in_float(), torch.no_grad():
         program(noisy, sigma)
     for bounds in program.ranges:
         bounds.learn()
-    return Tiny(model, program, noisy, sigma)
+    return program
