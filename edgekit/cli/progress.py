@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from time import monotonic
 from types import TracebackType
 
 from rich.console import Console
@@ -18,10 +19,12 @@ from rich.progress import (
 )
 
 _LOADING = "loading"
+# Between the lines that a log gets, in seconds: a run of hours is no wall of text, and not silent either.
+_LOG_EVERY = 30.0
 
 
 class Bars:
-    """Draws a bar for each stage that reports; silent where stderr is no terminal.
+    """Draws a bar for each stage that reports; a line every half a minute where stderr is no terminal.
 
     Call it as `bars(stage, done, total, text)`. Until the first call it shows `loading`: heavy libraries take seconds
     to import, and a terminal where nothing moves looks broken.
@@ -40,6 +43,7 @@ class Bars:
             console=Console(file=self._screen, highlight=False),
             disable=not sys.stderr.isatty(),
         )
+        self._told = monotonic()
         self._tasks: dict[str, TaskID] = {_LOADING: self._progress.add_task(_LOADING, total=None, note="")}
 
     def __call__(self, stage: str, done: int, total: int, text: str = "") -> None:
@@ -47,6 +51,9 @@ class Bars:
             first = self._tasks.pop(_LOADING, None)
             self._tasks[stage] = self._progress.add_task(stage, note="") if first is None else first
         self._progress.update(self._tasks[stage], description=stage, completed=done, total=total, note=text)
+        if self._progress.disable and monotonic() - self._told >= _LOG_EVERY:
+            self._told = monotonic()
+            print(f"{stage} {done}/{total} {text}".rstrip(), file=self._screen, flush=True)
 
     def __enter__(self) -> Bars:
         self._progress.start()
