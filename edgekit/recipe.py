@@ -77,6 +77,9 @@ class NoiseSettings(Settings):
     density: tuple[Probability, Probability] = (0.0, 0.1)
     # jpeg, mixed: libjpeg's quality.
     quality: tuple[JpegQuality, JpegQuality] = (30, 95)
+    # Spread the strengths of each batch over their ranges, instead of drawing each alone. Off: as the weights that ship
+    # were trained.
+    stratified: bool = True
     # Share of images that are clipped to 0..1 and rounded to 8 bits, as a device sees them.
     device_share: Probability = 1.0
 

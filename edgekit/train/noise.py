@@ -118,8 +118,16 @@ def jpeg(clean: Tensor, quality: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2).float() / 255
 
 
-def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(count, generator=generator)
+def _uniform(count: int, low: float, high: float, settings: NoiseSettings, generator: torch.Generator) -> Tensor:
+    """One number an image, uniform over a range.
+
+    Stratified, each image of a batch draws from a part of the range of its own, in random order: no batch is all low
+    noise or all high, which a gradient of 8 images depends on more than on anything else (docs/int8.md).
+    """
+    if not settings.stratified:
+        return low + (high - low) * torch.rand(count, generator=generator)
+    parts = torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)
+    return low + (high - low) * parts / count
 
 
 def level(clean: Tensor, noisy: Tensor) -> Tensor:
@@ -129,19 +137,19 @@ def level(clean: Tensor, noisy: Tensor) -> Tensor:
 
 def _draw_gaussian(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     low, high = (s / 255 for s in settings.sigma)
-    sigma = _uniform(clean.shape[0], low, high, generator)
+    sigma = _uniform(clean.shape[0], low, high, settings, generator)
     return gaussian(clean, sigma, generator), sigma
 
 
 def _draw_sensor(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> Tensor:
     low, high = np.log(settings.shot)
-    shot = _uniform(clean.shape[0], float(low), float(high), generator).exp()
-    read = _uniform(clean.shape[0], settings.read[0] / 255, settings.read[1] / 255, generator)
+    shot = _uniform(clean.shape[0], float(low), float(high), settings, generator).exp()
+    read = _uniform(clean.shape[0], settings.read[0] / 255, settings.read[1] / 255, settings, generator)
     return poisson_gaussian(clean, shot, read, generator)
 
 
 def _draw_impulses(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> Tensor:
-    return salt_and_pepper(clean, _uniform(clean.shape[0], *settings.density, generator), generator)
+    return salt_and_pepper(clean, _uniform(clean.shape[0], *settings.density, settings, generator), generator)
 
 
 def _draw_jpeg(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> Tensor:

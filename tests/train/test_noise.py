@@ -108,10 +108,21 @@ def test_gaussian_levels_fill_their_range() -> None:
     assert 255 * sigma.mean().item() == pytest.approx(30, abs=2)
 
 
+def test_a_batch_spreads_over_the_range() -> None:
+    settings = NoiseSettings(sigma=(0, 40))
+    batches = [255 * noise.draw(flat(0.5, 8, 4), settings, generator(seed))[1] for seed in range(200)]
+    for sigma in batches:
+        # One image in each eighth of the range, which is 5 wide.
+        assert sorted((sigma / 5).floor().int().tolist()) == list(range(8))
+    # No place in the batch is always the noisy one: each is uniform, of mean 20 and deviation 11.5.
+    means = torch.stack(batches).mean(0)
+    assert means.tolist() == pytest.approx([20.0] * 8, abs=4 * 11.5 / 200**0.5)
+
+
 def test_the_draw_that_the_shipped_weights_saw() -> None:
     # The order of the draws is part of a recipe: levels, noise, which images are clipped.
     clean = flat(0.5, 2, 2)
-    noisy, sigma = noise.draw(clean, NoiseSettings(device_share=0.7), generator(7))
+    noisy, sigma = noise.draw(clean, NoiseSettings(device_share=0.7, stratified=False), generator(7))
     expected = generator(7)
     level = 55 / 255 * torch.rand(2, generator=expected)
     raw = clean + level[:, None, None, None] * torch.randn(clean.shape, generator=expected)
