@@ -160,7 +160,8 @@ class PruneSettings(Settings):
 class DistillSettings(Settings):
     """Recovery training of the pruned student."""
 
-    steps: PositiveInt = 2000
+    # 0 leaves the stage out.
+    steps: Annotated[int, Field(ge=0)] = 2000
     # What the caller draws the batches with.
     batch: PositiveInt = 8
     patch: PositiveInt = 96

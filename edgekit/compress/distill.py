@@ -83,6 +83,8 @@ def distill(
 def _validate(student: DenoiserModel, teacher: DenoiserModel | None, settings: DistillSettings) -> None:
     if settings.loss not in LOSSES:
         raise UnknownNameError.unknown("loss", settings.loss, LOSSES)
+    if not settings.steps:
+        raise RecipeError("distillation.steps is 0: expected at least 1; a recipe with 0 leaves the stage out")
     if teacher is not None and teacher.channels != student.channels:
         raise RecipeError(
             f"teacher {teacher.arch} has {teacher.channels} channels, student {student.arch} {student.channels}: "
