@@ -137,6 +137,8 @@ class TrainSettings(Settings):
     devices: int | str = 1
     num_nodes: PositiveInt = 1
     strategy: str = "auto"
+    # Seconds that a process waits for the others, which wait while the first one validates; then the run ends.
+    process_timeout: Annotated[float, Field(gt=0)] = 1800.0
     noise: NoiseSettings = NoiseSettings()
     augment: AugmentSettings = AugmentSettings()
 
@@ -302,7 +304,7 @@ class StudentSettings(TrainSettings):
 # Settings of a training that a candidate's score does not depend on: the winner's alone, or given by the search.
 _WINNERS = {
     "steps", "seed", "validation_share", "validate_every", "patience", "save_every", "tensorboard",
-    "accelerator", "devices", "num_nodes", "strategy",
+    "accelerator", "devices", "num_nodes", "strategy", "process_timeout",
 }  # fmt: skip
 
 

@@ -188,6 +188,8 @@ def train(
             resume=resume,
             progress=lambda done, total, text="": bars("train", done, total, text),
         )
+    if not trained.first:
+        return
     screen = show.console()
     if trained.scores:
         names = [name.replace("_", " at sigma ") for name in trained.scores]

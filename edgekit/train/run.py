@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from edgekit import models
 from edgekit._version import __version__
@@ -21,6 +20,7 @@ from edgekit.recipe import TrainSettings
 from edgekit.train.images import ImageSource, open_images
 from edgekit.train.journal import read_log
 from edgekit.train.loop import Progress, check, fit
+from edgekit.train.processes import as_launched, first
 from edgekit.train.state import FILE, weights_digest
 
 WEIGHTS = "model.safetensors"
@@ -39,6 +39,7 @@ class Trained:
         steps: optimiser steps taken; fewer than asked for when it stopped early.
         seconds: time spent, resumed parts together.
         scores: the last validation, e.g. {"psnr_25": 30.9, "ssim_25": 0.87}; empty when no image is held out.
+        first: whether this process wrote the files: of several that train together, one does.
     """
 
     model: DenoiserModel
@@ -46,6 +47,7 @@ class Trained:
     steps: int
     seconds: float
     scores: Mapping[str, float]
+    first: bool = True
 
 
 def train(
@@ -102,6 +104,7 @@ def train(
             seed=settings.seed,
         )
     check(model, source, settings, tutor)
+    settings = as_launched(settings)
     if force and not resume:
         for path in existing:
             path.unlink(missing_ok=True)
@@ -122,12 +125,12 @@ def train(
     scores: dict[str, float] = {}
     for record in records:
         scores = {k: v for k, v in record.items() if k.startswith(("psnr", "ssim"))} or scores
-    if getattr(rank_zero_only, "rank", 0) == 0:
+    if first():
         terms = [source.licence, *(_licence(origin) for origin in (weights, teacher) if origin is not None)]
         header = {"licence": "; ".join(dict.fromkeys(terms)), "trained_on": source.name, "edgekit": __version__}
         models.save(folder / WEIGHTS, trained, header)
     last: dict[str, Any] = records[-1] if records else {"step": settings.steps, "seconds": 0.0}
-    return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores)
+    return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores, first())
 
 
 def _licence(origin: str | os.PathLike[str]) -> str:

@@ -25,11 +25,13 @@ class Sampler:
     Args:
         source: the images; every one at least `settings.patch` large.
         settings: of it `batch`, `patch`, `seed`, `noise` and `augment` count.
-        rank: number of the process; each draws its own batches.
+        rank: number of the process; each has its own part of the batch.
+        world: number of processes. Together they have the images that one process with a batch of `world` times `batch`
+            has.
     Raises: DataError: an image is smaller than the crop.
     """
 
-    def __init__(self, source: ImageSource, settings: TrainSettings, rank: int = 0) -> None:
+    def __init__(self, source: ImageSource, settings: TrainSettings, rank: int = 0, world: int = 1) -> None:
         for picture in source.training:
             if min(picture.shape[:2]) < settings.patch:
                 height, width = picture.shape[:2]
@@ -40,7 +42,8 @@ class Sampler:
         self._pictures = source.training
         self._paired = source.paired
         self._settings = settings
-        self._rank = rank
+        self._count = world * settings.batch
+        self._mine = slice(rank * settings.batch, (rank + 1) * settings.batch)
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in source.training], np.float64)
         self._chances = areas / areas.sum()
 
@@ -48,11 +51,16 @@ class Sampler:
         """Draw the batch of a step, each image as likely as its area."""
         settings = self._settings
         # Without state, so that a resumed run draws what the unbroken one would.
-        rng = np.random.default_rng([settings.seed, step, self._rank])
+        rng = np.random.default_rng([settings.seed, step, 0])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        picks = rng.choice(len(self._pictures), settings.batch, p=self._chances)
-        if self._paired:
-            return self._draw_pairs(picks.tolist(), rng)
+        picks = rng.choice(len(self._pictures), self._count, p=self._chances)
+        # Every process draws the whole batch, about a millisecond an image: what one image draws decides what the next
+        # one gets.
+        drawn = self._draw_pairs(picks.tolist(), rng) if self._paired else self._draw(picks.tolist(), rng, generator)
+        return Batch(*(part[self._mine] for part in drawn))
+
+    def _draw(self, picks: list[int], rng: np.random.Generator, generator: torch.Generator) -> Batch:
+        settings = self._settings
         windows = (patches.crop(self._pictures[i].pixels()[0], settings.patch, settings.augment, rng) for i in picks)
         clean = _stack([patches.augment(window, settings.augment, rng) for window in windows])
         return Batch(clean, *noise.draw(clean, settings.noise, generator))
@@ -68,9 +76,9 @@ class Sampler:
         return Batch(clean_batch, noisy_batch, noise.level(clean_batch, noisy_batch))
 
 
-def batches(source: ImageSource, settings: TrainSettings, *, rank: int = 0) -> Sampler:
+def batches(source: ImageSource, settings: TrainSettings, *, rank: int = 0, world: int = 1) -> Sampler:
     """The batches of a run by step number: `batches(source, settings)(step)`. See `Sampler`."""
-    return Sampler(source, settings, rank)
+    return Sampler(source, settings, rank, world)
 
 
 def stream(sampler: Sampler, start: int, stop: int, *, ahead: bool) -> Generator[Batch]:
