@@ -69,7 +69,8 @@ def _interrupted(arguments: Sequence[str]) -> int:
 
 def _say(line: str, code: int = BAD_INPUT) -> int:
     """Print one line, whatever a file name or a library's message may hold, and pass the exit code on."""
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    # In one write: several processes of a training may say something at once.
+    print(" ".join(line.split()) + "\n", end="", file=sys.stderr, flush=True)
     return code
 
 
