@@ -33,6 +33,7 @@ def compress(
     target: str | None = None,
     quantizer: str | None = None,
     precision: str | None = None,
+    license_clean: bool | None = None,
     max_drop: float | None = None,
     tile: int | None = None,
     seed: int | None = None,
@@ -58,6 +59,7 @@ def compress(
         target: what to export for: "tflite", "openvino" or "tensorrt". It has no default.
         quantizer: "edgekit" (ranges learned by QAT), or "nncf" for OpenVINO (NNCF's post-training quantization).
         precision: "int8", "fp16" or "fp32"; "int8".
+        license_clean: refuse weights, teachers and images that are not free for any use; no.
         max_drop: dB that may be lost in all, against the original FP32 model; 0.5.
         tile: height and width of the target's input in pixels; 512.
         seed: of every generator; 0.
@@ -66,8 +68,8 @@ def compress(
         resume: go on where an interrupted run with the same settings stopped.
         progress: called as progress(stage, done, total, text).
     Returns: the bundle, open. Whether it is good enough is what `edgekit.check(bundle.folder)` says.
-    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, TrainingError, ExportError, OutputExistsError,
-        MissingExtraError.
+    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, LicenceError, TrainingError, ExportError,
+        OutputExistsError, MissingExtraError.
     """
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     with needed("compress", "train,tflite"):
@@ -119,6 +121,7 @@ def train(
     data: PathLike | None = None,
     weights: PathLike | None = None,
     teacher: PathLike | None = None,
+    license_clean: bool | None = None,
     sigma: tuple[float, float] | str | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -138,6 +141,7 @@ def train(
         data: folder of clean images, or of pairs (`noisy/` and `clean/`); the built-in images.
         weights: shipped name or file to start from; random weights.
         teacher: shipped name or file of a better model that is imitated too; none.
+        license_clean: refuse weights, a teacher and images that are not free for any use; no.
         sigma: noise levels in 8-bit units, (low, high) or "low:high" within 0..255; (0, 55).
         steps: optimiser steps; 35000.
         seed: of every generator; 0.
@@ -147,7 +151,7 @@ def train(
         resume: go on with the run that `out` holds.
         progress: called as progress(done, total, text).
     Returns: the trained model, where its weights lie, and the last validation.
-    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, TrainingError, OutputExistsError,
+    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, LicenceError, TrainingError, OutputExistsError,
         MissingExtraError.
     """
     with needed("train", "train"):
@@ -161,6 +165,7 @@ def train(
             "data": data,
             "weights": None if weights is None else str(weights),
             "teacher": None if teacher is None else str(teacher),
+            "license_clean": license_clean,
             "train": merge(settings or {}, given),
         }
         loaded = load(TrainRecipe, None if recipe is None else Path(recipe), overrides)
@@ -175,6 +180,7 @@ def train(
             config=loaded.config,
             weights=loaded.weights,
             teacher=loaded.teacher,
+            license_clean=loaded.license_clean,
             resume=resume,
             force=force,
             progress=progress,
@@ -187,6 +193,7 @@ def search(
     recipe: PathLike | None = None,
     target: str | None = None,
     data: PathLike | None = None,
+    license_clean: bool | None = None,
     channels: int | None = None,
     sigma: tuple[float, float] | str | None = None,
     trials: int | None = None,
@@ -206,6 +213,7 @@ def search(
             below): the recipe's value, or the default.
         target: what candidates are exported to and timed as; "tflite".
         data: folder of clean images, or of pairs; the built-in images.
+        license_clean: refuse images that are not free for any use; no.
         channels: 1 (gray) or 3 (RGB); 3.
         sigma: noise levels in 8-bit units, (low, high) or "low:high"; (0, 55).
         trials: candidates in all; 20.
@@ -226,6 +234,7 @@ def search(
         given: dict[str, Any] = {
             "budget": budget, "target": target, "data": data, "channels": channels, "trials": trials, "steps": steps,
             "threads": threads, "tile": tile, "storage": None if storage is None else str(storage), "seed": seed,
+            "license_clean": license_clean,
         }  # fmt: skip
         if sigma is not None:
             given["train"] = {"noise": {"sigma": sigma}}

@@ -31,7 +31,7 @@ from edgekit.compress.quantize import quantize
 from edgekit.compress.record import Size, StageRecord
 from edgekit.compress.sensitivity import sensitivity
 from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
-from edgekit.models import DenoiserModel, checkpoints, create, importers, names
+from edgekit.models import DenoiserModel, checkpoints, create, importers, licences, names
 from edgekit.models.complexity import layer_macs
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
@@ -273,6 +273,9 @@ def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel
                 f"{', '.join(('edgekit', *target.quantizers))}; {recipe.quantizer} is for --target {', '.join(able)}"
             )
     _check_names(recipe)
+    if recipe.license_clean:
+        parts = {role: (str(origin), terms) for role, (origin, terms) in _terms(recipe).items()}
+        licences.check_clean({**parts, "data": (str(recipe.data or "built-in"), licences.of_images(recipe.data))})
     original, teacher = _models(recipe)
     check_tile(recipe.tile, original)
     if recipe.data is not None:
@@ -288,7 +291,8 @@ def _check_names(recipe: Recipe) -> None:
     if recipe.model not in names() and Path(recipe.model).is_dir() and not importers.accepts(recipe.model):
         raise RecipeError(f"model {recipe.model!r} is a folder without saved_model.pb: expected a SavedModel or a file")
     for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
-        allowed = [*names(), *_NO_TEACHER_FILE] if role == "teacher" else names()
+        allowed = [*names(), *(n for n in shipped if n not in names())]
+        allowed += _NO_TEACHER_FILE if role == "teacher" else []
         if role == "model" and (Path(name).suffix == ".py" or Path(name).suffix in (".pth", ".safetensors", ".ckpt")):
             kind = "a Python file" if Path(name).suffix == ".py" else "a file of weights"
             raise RecipeError(
@@ -311,12 +315,12 @@ def _check_names(recipe: Recipe) -> None:
 def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     """The model to compress, and its teacher."""
     source = recipe.weights or recipe.model
-    if importers.accepts(recipe.model):
-        original = importers.load(recipe.model, recipe.weights)
-    else:
-        original = _load(source, recipe.model)
-    if recipe.model in names():
-        _check_fits(original, recipe.model, str(source))
+    # Shipped weights may have a name of their own.
+    name = checkpoints.preset(recipe.model)
+    foreign = importers.accepts(recipe.model)
+    original = importers.load(recipe.model, recipe.weights) if foreign else _load(source, name)
+    if name in names():
+        _check_fits(original, name, str(source))
     if recipe.teacher in _NO_TEACHER_FILE:
         return original, _NO_TEACHER_FILE[recipe.teacher](original)
     teacher = _load(recipe.teacher)
@@ -619,7 +623,7 @@ def _manifest(
         layers=lowered.layers,
         stages=tuple(record.to_dict() for record in records),
         recipe=_shareable(recipe),
-        licences=_licences(recipe) | {"data": run.images.licence},
+        licences=_licences(recipe, run.images),
         versions=_versions(),
     )
 
@@ -649,13 +653,19 @@ def _shareable(recipe: Recipe) -> dict[str, Any]:
     return told
 
 
-def _licences(recipe: Recipe) -> dict[str, str]:
-    """The terms of what the weights were made from."""
+def _terms(recipe: Recipe) -> dict[str, tuple[Path | str, licences.Terms]]:
+    """What the weights were made from, by role: where it lies, and its terms."""
     origins = {"weights": recipe.weights or recipe.model}
     if recipe.teacher not in _NO_TEACHER_FILE:
         origins["teacher"] = recipe.teacher
-    told = {role: {} if importers.accepts(o) else checkpoints.metadata(o) for role, o in origins.items()}
-    return {role: header.get("licence", "not stated") for role, header in told.items()}
+    return {role: (origin, licences.of_weights(origin)) for role, origin in origins.items()}
+
+
+def _licences(recipe: Recipe, images: StageData) -> dict[str, str]:
+    """The terms of what the model files were made from, and "use": what all of them together allow."""
+    parts = {role: terms for role, (_, terms) in _terms(recipe).items()}
+    parts["data"] = licences.Terms(images.licence, images.use)
+    return {**{role: terms.licence for role, terms in parts.items()}, "use": licences.combine(*parts.values()).use}
 
 
 def _versions() -> dict[str, str]:

@@ -240,6 +240,8 @@ class Recipe(Settings):
     # Who makes the integers: edgekit learns ranges (QAT); "nncf" is NNCF's post-training quantization, for OpenVINO.
     quantizer: Literal["edgekit", "nncf"] = "edgekit"
     precision: Literal["int8", "fp16", "fp32"] = "int8"
+    # Refuse weights, teachers and images that are for research or non-commercial use alone, or do not say.
+    license_clean: bool = False
     # dB lost at most, in all, against the original FP32 model; layers stay in float where integers would exceed it.
     max_drop: Annotated[float, Field(gt=0, le=20)] = 0.5
     # Height and width of the target's static input, in pixels.
@@ -289,6 +291,8 @@ class TrainRecipe(Settings):
     # Start from these instead of random weights, and imitate this model: shipped names or weight files.
     weights: str | None = None
     teacher: str | None = None
+    # Refuse weights, a teacher and images that are for research or non-commercial use alone, or do not say.
+    license_clean: bool = False
     train: TrainSettings = TrainSettings()
     # What the run found: told by the file, asked of nobody.
     images: int | None = None
@@ -317,6 +321,8 @@ class SearchRecipe(Settings):
     channels: Literal[1, 3] = 3
     # A folder of clean images, or of pairs; None is the built-in set.
     data: Path | None = None
+    # Refuse images that are for research or non-commercial use alone.
+    license_clean: bool = False
     # Candidates in all, those over the budget and other machines' included, and training steps of each.
     trials: PositiveInt = 20
     steps: PositiveInt = 1500
@@ -331,7 +337,9 @@ class SearchRecipe(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What machines that share a study must have in common, by name."""
-        told: dict[str, Any] = self.model_dump(mode="json", exclude={"trials", "storage", "data", "train"})
+        told: dict[str, Any] = self.model_dump(
+            mode="json", exclude={"trials", "storage", "data", "train", "license_clean"}
+        )
         train = self.train.model_dump(mode="json", exclude=_WINNERS)
         return {**told, **{f"train.{name}": value for name, value in train.items()}}
 
