@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,11 @@ from edgekit.extras import needed
 if TYPE_CHECKING:
     from edgekit.bundle.reader import Bundle
     from edgekit.pipeline import Progress
+    from edgekit.runtime.verdict import Verdict
     from edgekit.search.study import Search
     from edgekit.train.loop import Progress as TrainingProgress
     from edgekit.train.run import Trained
+    from edgekit.tuning import Tuned
 
     PathLike = str | os.PathLike[str]
 
@@ -184,6 +186,64 @@ def train(
             resume=resume,
             force=force,
             progress=progress,
+        )
+
+
+def finetune(
+    model: PathLike | None = None,
+    *,
+    recipe: PathLike | None = None,
+    data: PathLike | None = None,
+    replay: PathLike | None = None,
+    replay_share: float | str | None = None,
+    weights: PathLike | None = None,
+    license_clean: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: PathLike | None = None,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    on_verdict: Callable[[Verdict], None] | None = None,
+) -> Tuned:
+    """Teach a model a new noise, with the old one replayed, and measure both; a bundle becomes a new bundle.
+
+    Args:
+        model: a bundle, or the name of a model; may be left to the recipe.
+        recipe: YAML file with settings of `edgekit.recipe.FinetuneRecipe`; what is given here wins. None (everywhere
+            below): the recipe's value, or the default.
+        data: folder of new images: clean ones, to which `settings["noise"]` is added, or pairs.
+        replay: folder of old images, or of ones that stand for them; the built-in images.
+        replay_share: of each batch, 0..1; 0.5.
+        weights: of a model, a shipped name or a file; its shipped ones.
+        license_clean: refuse weights and images that are not free for any use; no.
+        settings: of the training, by name: {"steps": 2000, "noise": {"model": "salt-and-pepper"}}.
+        out: the run's folder, the new bundle's, too; "runs/NAME-tuned".
+        force: start over where `out` holds a run.
+        resume: go on with the run that `out` holds.
+        progress: called as progress(stage, done, total, text).
+        on_verdict: told the verdict on the new bundle.
+    Returns: the model, where it lies, dB before and after on new and old noise, and the new bundle, if one was tuned.
+    Raises: RecipeError, UnknownNameError, BundleError, DataError, CheckpointError, LicenceError, TrainingError,
+        ExportError, OutputExistsError, MissingExtraError.
+    """
+    with needed("finetune", "train,tflite"):
+        from edgekit.recipe import FinetuneRecipe, load
+
+        given: dict[str, Any] = {
+            "model": None if model is None else os.fspath(model), "data": data, "replay": replay,
+            "replay_share": replay_share, "weights": None if weights is None else os.fspath(weights),
+            "license_clean": license_clean, "train": settings,
+        }  # fmt: skip
+        loaded = load(FinetuneRecipe, None if recipe is None else Path(recipe), given)
+        from edgekit.tuning import finetune as run
+
+        return run(
+            loaded,
+            out=None if out is None else Path(out),
+            force=force,
+            resume=resume,
+            progress=progress,
+            on_verdict=on_verdict,
         )
 
 

@@ -159,7 +159,7 @@ class PruneSettings(Settings):
 class DistillSettings(Settings):
     """Recovery training of the pruned student."""
 
-    steps: PositiveInt = 2000
+    steps: Annotated[int, Field(ge=0)] = 2000
     # What the caller draws the batches with.
     batch: PositiveInt = 8
     patch: PositiveInt = 96
@@ -342,6 +342,33 @@ class SearchRecipe(Settings):
         )
         train = self.train.model_dump(mode="json", exclude=_WINNERS)
         return {**told, **{f"train.{name}": value for name, value in train.items()}}
+
+
+class TuneSettings(TrainSettings):
+    """A training run that begins with a model that is good already."""
+
+    optimizer: Literal["adamw", "muon"] = "muon"
+    steps: PositiveInt = 2000
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+
+class FinetuneRecipe(Settings):
+    """Everything that a fine-tuning does."""
+
+    # A bundle, or a model by name: with its shipped weights, or `weights`.
+    model: Annotated[str, Field(json_schema_extra={"flag": "BUNDLE_OR_MODEL"})]
+    weights: str | None = None
+    # New images: clean ones, to which `train.noise` is added, or pairs with their own noise.
+    data: Path
+    # Old images: None is the built-in set. Their noise: None is the one that the bundle was made for.
+    replay: Path | None = None
+    replay_noise: NoiseSettings | None = None
+    # Of each batch; 0 replays nothing.
+    replay_share: Probability = 0.5
+    # Refuse weights and images that are for research or non-commercial use alone, or do not say.
+    license_clean: bool = False
+    train: TuneSettings = TuneSettings()
 
 
 def make(cls: type[_S], settings: Mapping[str, Any], where: str = "") -> _S:

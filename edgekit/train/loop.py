@@ -32,6 +32,7 @@ from edgekit.train.images import ImageSource
 from edgekit.train.journal import Journal
 from edgekit.train.optimizers import optimizer
 from edgekit.train.processes import as_launched, join, together
+from edgekit.train.replay import Mixed, Replay
 from edgekit.train.sampling import batches, stream
 from edgekit.train.state import FILE, load_state, save_state, weights_digest
 from edgekit.train.validation import denoise, evaluate, sample, validation_levels
@@ -54,6 +55,7 @@ def fit(
     folder: Path,
     *,
     teacher: DenoiserModel | None = None,
+    replay: Replay | None = None,
     progress: Progress | None = None,
     identity: Mapping[str, str] | None = None,
     on_start: Callable[[], None] | None = None,
@@ -69,6 +71,7 @@ def fit(
         settings: everything else.
         folder: where the run's files stand; it is made.
         teacher: a better model; its output is a share `teacher_weight` of the target.
+        replay: old images and noise that a share of each batch is drawn from; validation is on the new ones.
         progress: called after every step.
         identity: what else the run depends on, by name; a run with another identity is not resumed.
         on_start: called on the first process, once all have found that the run can begin.
@@ -82,7 +85,7 @@ def fit(
     fabric, settings = _fabric(as_launched(settings))
     torch.manual_seed(settings.seed)
     with together(folder):
-        run = _Run(fabric, model, source, settings, folder, teacher, identity or {})
+        run = _Run(fabric, model, source, settings, folder, teacher, identity or {}, replay)
         return run.train(progress, on_start)
 
 
@@ -166,6 +169,7 @@ class _Run:
         folder: Path,
         teacher: DenoiserModel | None,
         identity: Mapping[str, str],
+        replay: Replay | None,
     ) -> None:
         self.fabric, self.source, self.settings, self.folder = fabric, source, settings, folder
         self.model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -175,7 +179,8 @@ class _Run:
         if teacher is not None:
             self.teacher = teacher.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.teacher.eval().requires_grad_(False)
-        self.identity = _identity(model, source, settings, teacher, fabric) | dict(identity)
+        self.replay = replay
+        self.identity = _identity(model, source, settings, teacher, fabric) | _replayed(replay) | dict(identity)
         self.step, self.rate = 0, 0.0
         # Of the steps since the last record; of the validations so far.
         self.loss_sum, self.loss_count = 0.0, 0
@@ -189,7 +194,7 @@ class _Run:
         journal = Journal(self.folder, self.step, self.settings.tensorboard) if first else None
         began = time.perf_counter() - (journal.seconds if journal else 0)
         accumulate, total = self.settings.accumulate, self.settings.steps
-        sampler = batches(self.source, self.settings, rank=self.fabric.global_rank, world=self.fabric.world_size)
+        sampler = self.sampler(rank=self.fabric.global_rank, world=self.fabric.world_size)
         ahead = self.fabric.device.type != "cpu"
         drawn = stream(sampler, self.step * accumulate, total * accumulate, ahead=ahead)
         try:
@@ -206,6 +211,11 @@ class _Run:
         if weights:
             self.average.model.load_state_dict(weights)
         return self.average.model.to("cpu")
+
+    def sampler(self, **part: int) -> Callable[[int], Batch]:
+        if self.replay is None:
+            return batches(self.source, self.settings, **part)
+        return Mixed(self.source, self.settings, self.replay, **part)
 
     def resume(self) -> None:
         given: dict[str, str] = self.fabric.broadcast(self.identity)
@@ -361,6 +371,13 @@ class _Run:
         clean, noisy, level = sample(self.source.held_out[0], sigma, added)
         output = denoise(self.average.model, noisy, level, self.fabric.autocast)
         journal.images("held out: noisy, denoised, clean", [noisy, output, clean], self.step)
+
+
+def _replayed(replay: Replay | None) -> dict[str, str]:
+    if replay is None:
+        return {}
+    noise = json.dumps(replay.noise.model_dump(mode="json"))
+    return {"replay": f"{replay.share:g} from {replay.source.digest[:12]}, {noise}"}
 
 
 def _identity(
