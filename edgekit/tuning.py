@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -119,7 +118,8 @@ def finetune(
     settings: TrainSettings = recipe.train
     told = progress or silent
     told("images", 0, 1)
-    new, old, images = _images(recipe, start)
+    again = None if start.recipe is None else _again(start, start.recipe, recipe, folder / WEIGHTS)
+    new, old, images = _images(recipe, start, again)
     told("images", 1, 1)
     judged = {"new": (new, settings.noise), "old": (old, start.noise)}
     before = {which: _scores(start.model, *where) for which, where in judged.items()}
@@ -149,10 +149,9 @@ def finetune(
     content = {"model": recipe.model, "replay_share": recipe.replay_share, "psnr": [row._asdict() for row in table]}
     write_atomically(folder / TABLE, (json.dumps(content, indent=1) + "\n").encode())
     bundle: Bundle | None = None
-    if start.recipe is not None and images is not None:
+    if again is not None and images is not None:
         facts = {"data": recipe.data.name, "replay": old.name, "replay_share": recipe.replay_share}
         given = Given(model, images, {"finetune": {**facts, "train": settings.model_dump(mode="json")}})
-        again = _again(start, start.recipe, recipe, path)
         (bundle,) = pipeline.compress(
             again, out=folder, force=force, resume=resume, progress=told, on_verdict=on_verdict, given=given
         )
@@ -199,33 +198,27 @@ def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -
     return made.model_copy(update=changes)
 
 
-@functools.cache
-def _found_levels(data: Path, channels: int, patch: int, seed: int, noise: str) -> tuple[float, float]:
-    source = open_images(data, channels=channels, patch=patch, seed=seed)
-    added = NoiseSettings.model_validate_json(noise)
-    draw = Sampler(source, TrainSettings(patch=patch, seed=seed, noise=added))
-    found = 255 * torch.cat([draw(step).sigma for step in range(_LOOKS)])
-    return float(found.min().floor()), float(found.max().ceil().clamp(max=255))
-
-
 def _levels(recipe: FinetuneRecipe, channels: int) -> tuple[float, float]:
     """The levels of the new noise in 8-bit units: as told of Gaussian noise, else as found in some batches."""
     settings = recipe.train
     if settings.noise.model == "gaussian" and not (recipe.data / "noisy").is_dir():
         return settings.noise.sigma
-    noise = settings.noise.model_dump_json()
-    return _found_levels(recipe.data, channels, settings.patch, settings.seed, noise)
+    source = open_images(recipe.data, channels=channels, patch=settings.patch, seed=settings.seed)
+    draw = Sampler(source, settings)
+    found = 255 * torch.cat([draw(step).sigma for step in range(_LOOKS)])
+    return float(found.min().floor()), float(found.max().ceil().clamp(max=255))
 
 
-def _images(recipe: FinetuneRecipe, start: _Start) -> tuple[ImageSource, ImageSource, StageData | None]:
+def _images(
+    recipe: FinetuneRecipe, start: _Start, again: Recipe | None
+) -> tuple[ImageSource, ImageSource, StageData | None]:
     """New and old images, and where a bundle is to be made, what its stages draw from: both in one."""
     channels, settings = start.model.channels, recipe.train
-    if start.recipe is None:
+    if again is None:
         options: dict[str, Any] = {"channels": channels, "patch": settings.patch, "seed": settings.seed}
         share = settings.validation_share or 0.02
         new = open_images(recipe.data, validation_share=share, **options)
         return new, open_images(recipe.replay, validation_share=share, **options), None
-    again = _again(start, start.recipe, recipe, Path())
     # One division of the images for training, quantization and the verdict.
     stage = again.distillation.model_copy(update={"patch": settings.patch})
     fresh = again.model_copy(update={"distillation": stage})
