@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,11 @@ from edgekit.extras import needed
 if TYPE_CHECKING:
     from edgekit.bundle.reader import Bundle
     from edgekit.pipeline import Progress
+    from edgekit.runtime.verdict import Verdict
     from edgekit.search.study import Search
     from edgekit.train.loop import Progress as TrainingProgress
     from edgekit.train.run import Trained
+    from edgekit.tuning import Tuned
 
     PathLike = str | os.PathLike[str]
 
@@ -33,6 +35,7 @@ def compress(
     target: str | None = None,
     quantizer: str | None = None,
     precision: str | None = None,
+    license_clean: bool | None = None,
     max_drop: float | None = None,
     tile: int | None = None,
     seed: int | None = None,
@@ -58,6 +61,7 @@ def compress(
         target: what to export for: "tflite", "openvino" or "tensorrt". It has no default.
         quantizer: "edgekit" (ranges learned by QAT), or "nncf" for OpenVINO (NNCF's post-training quantization).
         precision: "int8", "fp16" or "fp32"; "int8".
+        license_clean: refuse weights, teachers and images that are not free for any use; no.
         max_drop: dB that may be lost in all, against the original FP32 model; 0.5.
         tile: height and width of the target's input in pixels; 512.
         seed: of every generator; 0.
@@ -66,8 +70,8 @@ def compress(
         resume: go on where an interrupted run with the same settings stopped.
         progress: called as progress(stage, done, total, text).
     Returns: the bundle, open. Whether it is good enough is what `edgekit.check(bundle.folder)` says.
-    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, TrainingError, ExportError, OutputExistsError,
-        MissingExtraError.
+    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, LicenceError, TrainingError, ExportError,
+        OutputExistsError, MissingExtraError.
     """
     settings = {name: value for name, value in locals().items() if name not in _NOT_SETTINGS}
     with needed("compress", "train,tflite"):
@@ -119,6 +123,7 @@ def train(
     data: PathLike | None = None,
     weights: PathLike | None = None,
     teacher: PathLike | None = None,
+    license_clean: bool | None = None,
     sigma: tuple[float, float] | str | None = None,
     steps: int | None = None,
     seed: int | None = None,
@@ -138,6 +143,7 @@ def train(
         data: folder of clean images, or of pairs (`noisy/` and `clean/`); the built-in images.
         weights: shipped name or file to start from; random weights.
         teacher: shipped name or file of a better model that is imitated too; none.
+        license_clean: refuse weights, a teacher and images that are not free for any use; no.
         sigma: noise levels in 8-bit units, (low, high) or "low:high" within 0..255; (0, 55).
         steps: optimiser steps; 35000.
         seed: of every generator; 0.
@@ -147,7 +153,7 @@ def train(
         resume: go on with the run that `out` holds.
         progress: called as progress(done, total, text).
     Returns: the trained model, where its weights lie, and the last validation.
-    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, TrainingError, OutputExistsError,
+    Raises: RecipeError, UnknownNameError, DataError, CheckpointError, LicenceError, TrainingError, OutputExistsError,
         MissingExtraError.
     """
     with needed("train", "train"):
@@ -161,6 +167,7 @@ def train(
             "data": data,
             "weights": None if weights is None else str(weights),
             "teacher": None if teacher is None else str(teacher),
+            "license_clean": license_clean,
             "train": merge(settings or {}, given),
         }
         loaded = load(TrainRecipe, None if recipe is None else Path(recipe), overrides)
@@ -175,9 +182,68 @@ def train(
             config=loaded.config,
             weights=loaded.weights,
             teacher=loaded.teacher,
+            license_clean=loaded.license_clean,
             resume=resume,
             force=force,
             progress=progress,
+        )
+
+
+def finetune(
+    model: PathLike | None = None,
+    *,
+    recipe: PathLike | None = None,
+    data: PathLike | None = None,
+    replay: PathLike | None = None,
+    replay_share: float | str | None = None,
+    weights: PathLike | None = None,
+    license_clean: bool | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: PathLike | None = None,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    on_verdict: Callable[[Verdict], None] | None = None,
+) -> Tuned:
+    """Teach a model a new noise, with the old one replayed, and measure both; a bundle becomes a new bundle.
+
+    Args:
+        model: a bundle, or the name of a model; may be left to the recipe.
+        recipe: YAML file with settings of `edgekit.recipe.FinetuneRecipe`; what is given here wins. None (everywhere
+            below): the recipe's value, or the default.
+        data: folder of new images: clean ones, to which `settings["noise"]` is added, or pairs.
+        replay: folder of old images, or of ones that stand for them; the built-in images.
+        replay_share: of each batch, 0..1; 0.5.
+        weights: of a model, a shipped name or a file; its shipped ones.
+        license_clean: refuse weights and images that are not free for any use; no.
+        settings: of the training, by name: {"steps": 2000, "noise": {"model": "salt-and-pepper"}}.
+        out: the run's folder, the new bundle's, too; "runs/NAME-tuned".
+        force: start over where `out` holds a run.
+        resume: go on with the run that `out` holds.
+        progress: called as progress(stage, done, total, text).
+        on_verdict: told the verdict on the new bundle.
+    Returns: the model, where it lies, dB before and after on new and old noise, and the new bundle, if one was tuned.
+    Raises: RecipeError, UnknownNameError, BundleError, DataError, CheckpointError, LicenceError, TrainingError,
+        ExportError, OutputExistsError, MissingExtraError.
+    """
+    with needed("finetune", "train,tflite"):
+        from edgekit.recipe import FinetuneRecipe, load
+
+        given: dict[str, Any] = {
+            "model": None if model is None else os.fspath(model), "data": data, "replay": replay,
+            "replay_share": replay_share, "weights": None if weights is None else os.fspath(weights),
+            "license_clean": license_clean, "train": settings,
+        }  # fmt: skip
+        loaded = load(FinetuneRecipe, None if recipe is None else Path(recipe), given)
+        from edgekit.tuning import finetune as run
+
+        return run(
+            loaded,
+            out=None if out is None else Path(out),
+            force=force,
+            resume=resume,
+            progress=progress,
+            on_verdict=on_verdict,
         )
 
 
@@ -187,6 +253,7 @@ def search(
     recipe: PathLike | None = None,
     target: str | None = None,
     data: PathLike | None = None,
+    license_clean: bool | None = None,
     channels: int | None = None,
     sigma: tuple[float, float] | str | None = None,
     trials: int | None = None,
@@ -206,6 +273,7 @@ def search(
             below): the recipe's value, or the default.
         target: what candidates are exported to and timed as; "tflite".
         data: folder of clean images, or of pairs; the built-in images.
+        license_clean: refuse images that are not free for any use; no.
         channels: 1 (gray) or 3 (RGB); 3.
         sigma: noise levels in 8-bit units, (low, high) or "low:high"; (0, 55).
         trials: candidates in all; 20.
@@ -226,6 +294,7 @@ def search(
         given: dict[str, Any] = {
             "budget": budget, "target": target, "data": data, "channels": channels, "trials": trials, "steps": steps,
             "threads": threads, "tile": tile, "storage": None if storage is None else str(storage), "seed": seed,
+            "license_clean": license_clean,
         }  # fmt: skip
         if sigma is not None:
             given["train"] = {"noise": {"sigma": sigma}}

@@ -15,7 +15,8 @@ class EdgekitError(Exception):
     ├── DataError               images: none found, unreadable, too small, unpaired
     ├── ShapeError              an array of the wrong rank, size, channels or dtype
     ├── CheckpointError         weights that do not fit the model, are not finite, or cannot be read
-    ├── TrainingError           training went wrong (a loss that is not finite)
+    ├── LicenceError            weights or images that a product may not hold, where that was asked for
+    ├── TrainingError           training went wrong (a loss that is not finite, a process that died)
     ├── ExportError             a target could not lower the model
     ├── BundleError             a bundle that is incomplete, altered, newer than this reader, or unsafe
     ├── OutputExistsError       an output that would be overwritten
@@ -62,8 +63,12 @@ class CheckpointError(EdgekitError):
     """Weights that do not fit the model, are not finite, or cannot be read."""
 
 
+class LicenceError(EdgekitError):
+    """Weights or images that are not free for any use, where `license_clean` asks for such."""
+
+
 class TrainingError(EdgekitError):
-    """Training went wrong: a loss that is not finite."""
+    """Training went wrong: a loss that is not finite, or a process that died."""
 
 
 class ExportError(EdgekitError):

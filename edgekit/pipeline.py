@@ -31,7 +31,7 @@ from edgekit.compress.quantize import quantize
 from edgekit.compress.record import Size, StageRecord
 from edgekit.compress.sensitivity import sensitivity
 from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
-from edgekit.models import DenoiserModel, checkpoints, create, importers, names
+from edgekit.models import DenoiserModel, checkpoints, create, importers, licences, names
 from edgekit.models.complexity import layer_macs
 from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
@@ -67,6 +67,8 @@ _LIBRARIES = (
     "torch", "torchao", "torch-pruning", "litert-torch", "ai-edge-litert", "ai-edge-quantizer", "onnx", "onnxruntime",
     "openvino", "nncf", "numpy",
 )  # fmt: skip
+# In a bundle, what the compressed network was before it was quantized: for whoever trains it further.
+WEIGHTS = "weights.safetensors"
 # The word for every target at once.
 ALL = "all"
 
@@ -87,6 +89,21 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class Given:
+    """A model that was made here, to be quantized and exported.
+
+    Attributes:
+        original: in FP32; the recipe's `weights` name its file, for the terms.
+        images: to quantize and to judge it with.
+        told: what the bundle's recipe says beside the recipe itself.
+    """
+
+    original: DenoiserModel
+    images: StageData
+    told: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class _Run:
     """What every stage of one run needs."""
 
@@ -94,6 +111,7 @@ class _Run:
     images: StageData
     work: Workspace
     progress: Progress
+    told: Mapping[str, Any]
 
     def reporter(self, stage: str) -> StepProgress:
         def report(done: int, total: int, text: str = "") -> None:
@@ -149,6 +167,7 @@ def compress(
     resume: bool = False,
     progress: Progress | None = None,
     on_verdict: Callable[[Verdict], None] | None = None,
+    given: Given | None = None,
 ) -> list[Bundle]:
     """Run a recipe: prune and distill once, then quantize, export and judge for each of its targets.
 
@@ -158,15 +177,16 @@ def compress(
         resume: go on where a run with the same recipe was stopped.
         progress: told how far each stage is.
         on_verdict: told the verdict that each bundle's report states.
+        given: model and images in place of those that the recipe names.
     Returns: the bundles, read back and verified, one a target; `edgekit.check` judges them.
     Raises: EdgekitError: anything that is wrong with the recipe, images, weights or disk, before or while it runs.
     """
-    chosen, original, teacher = _prepare(recipe)
+    chosen, original, teacher = _prepare(recipe, given)
     stem = _stem(recipe)
     destinations = {target.name: out / f"{stem}-{target.name}.edgekit" for target in chosen}
     for destination in destinations.values():
         writer.check_free(destination, force)
-    images = open_stage_data(recipe, original.channels)
+    images = open_stage_data(recipe, original.channels) if given is None else given.images
     inputs = {
         "weights' digest": fingerprint([], original),
         "teacher's digest": fingerprint([], teacher),
@@ -174,7 +194,7 @@ def compress(
         **{f"version of {name}": version for name, version in _versions().items()},
     }
     work = Workspace(out / f".{stem}-{recipe.target}.edgekit.work", recipe, inputs, resume=resume, force=force)
-    run = _Run(recipe, images, work, progress or silent)
+    run = _Run(recipe, images, work, progress or silent, {} if given is None else given.told)
     try:
         bundles = _stages(run, chosen, original, teacher, destinations, force, on_verdict)
     except EdgekitError:
@@ -256,7 +276,7 @@ def silent(stage: str, done: int, total: int, text: str = "") -> None:
     """The progress of a run that nobody watches."""
 
 
-def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel | None]:
+def _prepare(recipe: Recipe, given: Given | None = None) -> tuple[list[Target], DenoiserModel, DenoiserModel | None]:
     """The targets, the model and its teacher, once everything is refused that shows before the images are read."""
     chosen = [targets.get(name) for name in (targets.names() if recipe.target == ALL else [recipe.target])]
     for target in chosen:
@@ -272,8 +292,12 @@ def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel
                 f"quantizer {recipe.quantizer!r}: target {target.name} takes "
                 f"{', '.join(('edgekit', *target.quantizers))}; {recipe.quantizer} is for --target {', '.join(able)}"
             )
-    _check_names(recipe)
-    original, teacher = _models(recipe)
+    if given is None:
+        _check_names(recipe)
+    if recipe.license_clean:
+        parts = {role: (str(origin), terms) for role, (origin, terms) in _terms(recipe).items()}
+        licences.check_clean({**parts, "data": (str(recipe.data or "built-in"), licences.of_images(recipe.data))})
+    original, teacher = _models(recipe) if given is None else (given.original, None)
     check_tile(recipe.tile, original)
     if recipe.data is not None:
         check_folder(recipe.data)
@@ -288,7 +312,8 @@ def _check_names(recipe: Recipe) -> None:
     if recipe.model not in names() and Path(recipe.model).is_dir() and not importers.accepts(recipe.model):
         raise RecipeError(f"model {recipe.model!r} is a folder without saved_model.pb: expected a SavedModel or a file")
     for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
-        allowed = [*names(), *_NO_TEACHER_FILE] if role == "teacher" else names()
+        allowed = [*names(), *(n for n in shipped if n not in names())]
+        allowed += _NO_TEACHER_FILE if role == "teacher" else []
         if role == "model" and (Path(name).suffix == ".py" or Path(name).suffix in (".pth", ".safetensors", ".ckpt")):
             kind = "a Python file" if Path(name).suffix == ".py" else "a file of weights"
             raise RecipeError(
@@ -311,12 +336,12 @@ def _check_names(recipe: Recipe) -> None:
 def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     """The model to compress, and its teacher."""
     source = recipe.weights or recipe.model
-    if importers.accepts(recipe.model):
-        original = importers.load(recipe.model, recipe.weights)
-    else:
-        original = _load(source, recipe.model)
-    if recipe.model in names():
-        _check_fits(original, recipe.model, str(source))
+    # Shipped weights may have a name of their own.
+    name = checkpoints.preset(recipe.model)
+    foreign = importers.accepts(recipe.model)
+    original = importers.load(recipe.model, recipe.weights) if foreign else _load(source, name)
+    if name in names():
+        _check_fits(original, name, str(source))
     if recipe.teacher in _NO_TEACHER_FILE:
         return original, _NO_TEACHER_FILE[recipe.teacher](original)
     teacher = _load(recipe.teacher)
@@ -466,6 +491,9 @@ def _export(
     )
     written = {name: files / name for v in lowered.variants for name in v.files}
     written |= {name: _text_file(files / name, text) for name, text in target.extras(manifest).items()}
+    written[WEIGHTS] = files / WEIGHTS
+    terms = {"licence": "; ".join(f"{k}: {v}" for k, v in manifest.licences.items() if k != "use")}
+    checkpoints.save(written[WEIGHTS], compressed, {**terms, "use": manifest.licences["use"], "edgekit": __version__})
     return _Exported(target, manifest, golden, written, outputs)
 
 
@@ -618,8 +646,8 @@ def _manifest(
         thresholds=thresholds,
         layers=lowered.layers,
         stages=tuple(record.to_dict() for record in records),
-        recipe=_shareable(recipe),
-        licences=_licences(recipe) | {"data": run.images.licence},
+        recipe={**_shareable(recipe), **run.told},
+        licences=_licences(recipe, run.images),
         versions=_versions(),
     )
 
@@ -649,13 +677,19 @@ def _shareable(recipe: Recipe) -> dict[str, Any]:
     return told
 
 
-def _licences(recipe: Recipe) -> dict[str, str]:
-    """The terms of what the weights were made from."""
+def _terms(recipe: Recipe) -> dict[str, tuple[Path | str, licences.Terms]]:
+    """What the weights were made from, by role: where it lies, and its terms."""
     origins = {"weights": recipe.weights or recipe.model}
     if recipe.teacher not in _NO_TEACHER_FILE:
         origins["teacher"] = recipe.teacher
-    told = {role: {} if importers.accepts(o) else checkpoints.metadata(o) for role, o in origins.items()}
-    return {role: header.get("licence", "not stated") for role, header in told.items()}
+    return {role: (origin, licences.of_weights(origin)) for role, origin in origins.items()}
+
+
+def _licences(recipe: Recipe, images: StageData) -> dict[str, str]:
+    """The terms of what the model files were made from, and "use": what all of them together allow."""
+    parts = {role: terms for role, (_, terms) in _terms(recipe).items()}
+    parts["data"] = licences.Terms(images.licence, images.use)
+    return {**{role: terms.licence for role, terms in parts.items()}, "use": licences.combine(*parts.values()).use}
 
 
 def _versions() -> dict[str, str]:

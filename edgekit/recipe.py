@@ -140,6 +140,8 @@ class TrainSettings(Settings):
     devices: int | str = 1
     num_nodes: PositiveInt = 1
     strategy: str = "auto"
+    # Seconds that a process waits for the others, which wait while the first one validates; then the run ends.
+    process_timeout: Annotated[float, Field(gt=0)] = 1800.0
     noise: NoiseSettings = NoiseSettings()
     augment: AugmentSettings = AugmentSettings()
 
@@ -242,6 +244,8 @@ class Recipe(Settings):
     # Who makes the integers: edgekit learns ranges (QAT); "nncf" is NNCF's post-training quantization, for OpenVINO.
     quantizer: Literal["edgekit", "nncf"] = "edgekit"
     precision: Literal["int8", "fp16", "fp32"] = "int8"
+    # Refuse weights, teachers and images that are for research or non-commercial use alone, or do not say.
+    license_clean: bool = False
     # dB lost at most, in all, against the original FP32 model; layers stay in float where integers would exceed it.
     max_drop: Annotated[float, Field(gt=0, le=20)] = 0.5
     # Height and width of the target's static input, in pixels.
@@ -291,6 +295,8 @@ class TrainRecipe(Settings):
     # Start from these instead of random weights, and imitate this model: shipped names or weight files.
     weights: str | None = None
     teacher: str | None = None
+    # Refuse weights, a teacher and images that are for research or non-commercial use alone, or do not say.
+    license_clean: bool = False
     train: TrainSettings = TrainSettings()
     # What the run found: told by the file, asked of nobody.
     images: int | None = None
@@ -306,7 +312,7 @@ class StudentSettings(TrainSettings):
 # Settings of a training that a candidate's score does not depend on: the winner's alone, or given by the search.
 _WINNERS = {
     "steps", "seed", "validation_share", "validate_every", "patience", "save_every", "tensorboard",
-    "accelerator", "devices", "num_nodes", "strategy",
+    "accelerator", "devices", "num_nodes", "strategy", "process_timeout",
 }  # fmt: skip
 
 
@@ -319,6 +325,8 @@ class SearchRecipe(Settings):
     channels: Literal[1, 3] = 3
     # A folder of clean images, or of pairs; None is the built-in set.
     data: Path | None = None
+    # Refuse images that are for research or non-commercial use alone.
+    license_clean: bool = False
     # Candidates in all, those over the budget and other machines' included, and training steps of each.
     trials: PositiveInt = 20
     steps: PositiveInt = 1500
@@ -333,9 +341,38 @@ class SearchRecipe(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What machines that share a study must have in common, by name."""
-        told: dict[str, Any] = self.model_dump(mode="json", exclude={"trials", "storage", "data", "train"})
+        told: dict[str, Any] = self.model_dump(
+            mode="json", exclude={"trials", "storage", "data", "train", "license_clean"}
+        )
         train = self.train.model_dump(mode="json", exclude=_WINNERS)
         return {**told, **{f"train.{name}": value for name, value in train.items()}}
+
+
+class TuneSettings(TrainSettings):
+    """A training run that begins with a model that is good already."""
+
+    optimizer: Literal["adamw", "muon"] = "muon"
+    steps: PositiveInt = 2000
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+
+class FinetuneRecipe(Settings):
+    """Everything that a fine-tuning does."""
+
+    # A bundle, or a model by name: with its shipped weights, or `weights`.
+    model: Annotated[str, Field(json_schema_extra={"flag": "BUNDLE_OR_MODEL"})]
+    weights: str | None = None
+    # New images: clean ones, to which `train.noise` is added, or pairs with their own noise.
+    data: Path
+    # Old images: None is the built-in set. Their noise: None is the one that the bundle was made for.
+    replay: Path | None = None
+    replay_noise: NoiseSettings | None = None
+    # Of each batch; 0 replays nothing.
+    replay_share: Probability = 0.5
+    # Refuse weights and images that are for research or non-commercial use alone, or do not say.
+    license_clean: bool = False
+    train: TuneSettings = TuneSettings()
 
 
 def make(cls: type[_S], settings: Mapping[str, Any], where: str = "") -> _S:

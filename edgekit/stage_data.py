@@ -46,6 +46,7 @@ class StageData:
         golden: other held-out tiles, for the verdict; no stage sees them.
         digest: equal for the same images, split alike.
         licence: under what terms the images come.
+        use: what for, one of `edgekit.models.licences.USES`.
         skipped: images that were left out and why, a line each.
         source: the images themselves, divided.
     """
@@ -56,6 +57,7 @@ class StageData:
     golden: GoldenImages
     digest: str
     licence: str
+    use: str
     skipped: tuple[str, ...]
     source: ImageSource
 
@@ -93,6 +95,7 @@ def open_stage_data(recipe: Recipe, channels: int) -> StageData:
         golden=_golden(judged, levels),
         digest=source.digest,
         licence=source.licence,
+        use=source.use,
         skipped=source.skipped,
         source=source,
     )

@@ -121,7 +121,7 @@ def _facts(manifest: Manifest) -> list[list[object]]:
             f"at least {limits.min_int8_share:.0%} of MACs in int8",
         ],
     ]
-    rows += [[f"licence of {name}", text] for name, text in manifest.licences.items()]
+    rows += [["use" if name == "use" else f"licence of {name}", text] for name, text in manifest.licences.items()]
     rows += [["made with", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())]]
     # The stages' own settings are long, and in manifest.json.
     plain = {name: value for name, value in manifest.recipe.items() if not isinstance(value, dict)}

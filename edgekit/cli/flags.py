@@ -20,6 +20,9 @@ Sigma: TypeAlias = Annotated[
     Flag, typer.Option(metavar="LOW:HIGH", show_default="0:55", help="Noise levels in 8-bit units, 0 to 255.")
 ]
 Seed: TypeAlias = Annotated[Flag, typer.Option(metavar="N", show_default="0", help="Seed of every generator.")]
+LicenseClean: TypeAlias = Annotated[
+    bool, typer.Option("--license-clean", help="Refuse weights, teachers and images that are not free for any use.")
+]
 RecipeFile: TypeAlias = Annotated[
     Path | None, typer.Option(metavar="FILE", help="YAML file of settings with these names; flags win.")
 ]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from edgekit import api
 from edgekit.cli import show
-from edgekit.cli.flags import Data, Flag, RecipeFile, Seed, Sigma, whole
+from edgekit.cli.flags import Data, Flag, LicenseClean, RecipeFile, Seed, Sigma, whole
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 from edgekit.extras import needed
@@ -59,6 +59,7 @@ def compress(
     precision: Annotated[
         Flag, typer.Option(metavar="int8|fp16|fp32", show_default="int8", help="What the model computes in.")
     ] = None,
+    license_clean: LicenseClean = False,
     max_drop: Annotated[
         Flag,
         typer.Option(
@@ -89,6 +90,7 @@ def compress(
         "target": target,
         "quantizer": quantizer,
         "precision": precision,
+        "license_clean": license_clean or None,
         "max_drop": max_drop,
         "tile": tile,
         "seed": seed,
@@ -127,6 +129,7 @@ def train(
     teacher: Annotated[
         Flag, typer.Option(metavar="NAME|FILE", show_default="none", help="Better model that is imitated too.")
     ] = None,
+    license_clean: LicenseClean = False,
     channels: Annotated[Flag, typer.Option(metavar="1|3", show_default="the model's", help="Gray or RGB.")] = None,
     sigma: Sigma = None,
     steps: Annotated[Flag, typer.Option(metavar="N", show_default="35000", help="Optimiser steps.")] = None,
@@ -182,12 +185,15 @@ def train(
             data=data,
             weights=weights,
             teacher=teacher,
+            license_clean=license_clean or None,
             settings={name: value for name, value in settings.items() if value is not None},
             out=out,
             force=force,
             resume=resume,
             progress=lambda done, total, text="": bars("train", done, total, text),
         )
+    if not trained.first:
+        return
     screen = show.console()
     if trained.scores:
         names = [name.replace("_", " at sigma ") for name in trained.scores]

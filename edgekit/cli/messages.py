@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 
@@ -32,6 +33,9 @@ def set_up() -> None:
     if not any(isinstance(handler, _Notes) for handler in own.handlers):
         own.addHandler(_Notes())
     own.propagate = False
+    if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
+        # One of several processes that train together: the first one says it.
+        own.setLevel(logging.ERROR)
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     if not sys.warnoptions:

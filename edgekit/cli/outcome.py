@@ -61,7 +61,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _interrupted(arguments: Sequence[str]) -> int:
-    resumable = "compress" in arguments[:1] or "train" in arguments[:1]
+    resumable = bool({"compress", "train", "finetune"}.intersection(arguments[:1]))
     how = ": add --resume to go on from the last checkpoint" if resumable else ""
     how = ": the same command goes on" if "search" in arguments[:1] else how
     return _say(f"interrupted{how}", INTERRUPTED)
@@ -69,7 +69,8 @@ def _interrupted(arguments: Sequence[str]) -> int:
 
 def _say(line: str, code: int = BAD_INPUT) -> int:
     """Print one line, whatever a file name or a library's message may hold, and pass the exit code on."""
-    print(" ".join(line.split()), file=sys.stderr, flush=True)
+    # In one write: several processes of a training may say something at once.
+    print(" ".join(line.split()) + "\n", end="", file=sys.stderr, flush=True)
     return code
 
 

@@ -9,16 +9,16 @@ from edgekit.extras import needed
 
 
 def models() -> None:
-    """List the models: cost, size, receptive radius, shipped weights and their licence."""
+    """List the models: cost, size, receptive radius, shipped weights, their licence and what they were trained on."""
     with needed("the list of models"):
         from edgekit import models as known
-        from edgekit.models.checkpoints import metadata
+        from edgekit.models.licences import of_weights
 
         shipped = known.shipped()
         rows = []
-        for name in known.names():
-            model = known.create(name)
-            header = metadata(shipped[name]) if name in shipped else {}
+        for name in sorted({*known.names(), *shipped}):
+            model = known.create(name) if name in known.names() else known.load(name)
+            terms = of_weights(name) if name in shipped else None
             rows.append(
                 [
                     name,
@@ -27,11 +27,11 @@ def models() -> None:
                     str(model.halo),
                     str(model.stride),
                     "gray" if model.channels == 1 else "RGB",
-                    "yes" if name in shipped else "no",
-                    header.get("licence", ""),
+                    *(("no", "", "", "") if terms is None else ("yes", terms.use, terms.licence, terms.trained_on)),
                 ]
             )
-    columns = ["model", "kMAC/px", "parameters", "halo px", "stride", "images", "weights shipped", "their licence"]
+    columns = ["model", "kMAC/px", "parameters", "halo px", "stride", "images"]
+    columns += ["weights", "their use", "licence", "trained on"]
     show.console().print(show.table(columns, rows, right="kMAC/px,parameters,halo px,stride"))
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from edgekit import api
 from edgekit.cli import show
-from edgekit.cli.flags import Data, Flag, RecipeFile, Seed, Sigma, whole
+from edgekit.cli.flags import Data, Flag, LicenseClean, RecipeFile, Seed, Sigma, whole
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 
@@ -30,6 +30,7 @@ def search(
         Flag, typer.Option(metavar="NAME", show_default="tflite", help="What candidates are exported to and timed as.")
     ] = None,
     data: Data = None,
+    license_clean: LicenseClean = False,
     channels: Annotated[Flag, typer.Option(metavar="1|3", show_default="3", help="Gray or RGB.")] = None,
     sigma: Sigma = None,
     trials: Annotated[Flag, typer.Option(metavar="N", show_default="20", help="Candidates in all.")] = None,
@@ -64,6 +65,7 @@ def search(
             recipe=recipe,
             target=target,
             data=data,
+            license_clean=license_clean or None,
             channels=whole(channels),
             sigma=sigma,
             trials=whole(trials),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from edgekit.errors import CheckpointError, EdgekitError, UnknownNameError
 from edgekit.models.base import DenoiserModel
-from edgekit.models.registry import build, create
+from edgekit.models.registry import build, create, names
 
 _FOLDER = Path(__file__).parent / "weights"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -26,6 +26,21 @@ _NESTED = ("ema", "params_ema", "params", "state_dict", "model")
 def shipped() -> dict[str, Path]:
     """The weight files that come with edgekit, by the name that `load` takes."""
     return {path.stem: path for path in sorted(_FOLDER.glob("*.safetensors"))}
+
+
+def preset(name: str) -> str:
+    """The model name that shipped weights belong to ("dsunet-s" of "dsunet-s-free"); any other name as it is."""
+    if name in names() or name not in shipped():
+        return name
+    header = metadata(name)
+    given = {**json.loads(header["config"]), "channels": None}
+    for known in names():
+        with torch.device("meta"):
+            model = create(known)
+        # Whether gray or colour is no part of the name.
+        if model.arch == header["arch"] and {**model.config(), "channels": None} == given:
+            return known
+    return name
 
 
 def load(source: str | Path, model: str | DenoiserModel | None = None, **overrides: Any) -> DenoiserModel:

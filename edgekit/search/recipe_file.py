@@ -37,6 +37,7 @@ def text(recipe: SearchRecipe, config: Mapping[str, Any], about: str, out: Path)
         "channels": recipe.channels,
         "config": dict(config),
         "data": None if recipe.data is None else str(recipe.data),
+        "license_clean": recipe.license_clean or None,
         "train": recipe.train.model_dump(mode="json"),
     }
     body = f"# {about}\n# edgekit train --recipe {out}\n# edgekit compress {' '.join(flags)}\n"

@@ -21,7 +21,7 @@ import torch
 from edgekit._version import __version__
 from edgekit.compress.quantize import quantize
 from edgekit.errors import MissingExtraError, OutputExistsError, RecipeError, TrainingError
-from edgekit.models import DenoiserModel, create
+from edgekit.models import DenoiserModel, create, licences
 from edgekit.models.checkpoints import write_atomically
 from edgekit.pipeline import Progress, check_tile, silent
 from edgekit.recipe import QuantizeSettings, Recipe, SearchRecipe
@@ -121,6 +121,7 @@ def search(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None)
         out: the recipe file to write.
         progress: told how far it is.
     Raises:
+        LicenceError: `license_clean` is set, and the images are not free for any use.
         RecipeError: no candidate is within the budget; the storage holds a search with other settings; a tile that the
             deepest candidate does not fit. OutputExistsError: `out` is not what a search wrote. CheckpointError: the
             storage cannot be opened, or holds something else. TrainingError: several candidates in a row gave NaN.
@@ -140,6 +141,8 @@ def search(recipe: SearchRecipe, *, out: Path, progress: Progress | None = None)
         raise RecipeError(f"--storage and --out are both {out}: name two files")
     if out.exists() and not recipe_file.is_ours(out.read_text(encoding="utf-8", errors="replace")):
         raise OutputExistsError(f"{out} exists, and is not as a search wrote it: name another file with --out")
+    if recipe.license_clean:
+        licences.check_clean({"data": (str(recipe.data or "built-in"), licences.of_images(recipe.data))})
     images = _images(recipe)
     study = open_study(optuna, recipe, storage, {**recipe.identity(), "images": images.digest, "edgekit": __version__})
     _enqueue(study, optuna)

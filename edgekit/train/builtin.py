@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit.errors import DataError, MissingExtraError
+from edgekit.models import licences
 from edgekit.train.dead_leaves import dead_leaves
 from edgekit.train.decode import Image, decode
 from edgekit.train.images import ImageSource, Picture
@@ -80,9 +81,8 @@ def builtin(*, channels: int = 3, patch: int = 96, seed: int = 0, leaves: int = 
         image = dead_leaves(_LEAF_SIZE, rng, colors=colors, channels=channels, smallest=smallest)
         training.append(Picture.of(f"dead leaves {k} of seed {seed}", image))
     held_out = sorted((pictures[i.function] for i in FREE_IMAGES if i.held_out), key=lambda picture: picture.digest)
-    return ImageSource(
-        "built-in", tuple(training), tuple(held_out), licence="CC0 or public domain, and generated images"
-    )
+    terms = licences.of_images(None)
+    return ImageSource("built-in", tuple(training), tuple(held_out), licence=terms.licence, use=terms.use)
 
 
 def _folder() -> Path:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.errors import DataError
+from edgekit.models import licences
 from edgekit.train.decode import SUFFIXES, Image, decode
 
 log = logging.getLogger("edgekit.train")
@@ -90,13 +91,15 @@ class ImageSource:
         held_out: what validation and golden tiles are cut from; in the order of their digests.
         skipped: what was left out and why, a line each.
         licence: under what terms the images come, as far as edgekit knows.
+        use: what for, one of `edgekit.models.licences.USES`.
     """
 
     name: str
     training: tuple[Picture, ...]
     held_out: tuple[Picture, ...]
     skipped: tuple[str, ...] = ()
-    licence: str = "as the owner of the images states"
+    licence: str = licences.OWNERS_WORD
+    use: str = licences.OWNER
 
     @property
     def paired(self) -> bool:
@@ -128,6 +131,7 @@ def open_images(
     Args:
         data: a folder: clean images, searched recursively; or `noisy/` and `clean/` below it, paired by name. None is
             the built-in set: images of the scikit-image wheel that are CC0 or public domain, and dead leaves.
+            `licence.yaml` in the folder may state its terms.
         channels: 3 (gray images get three equal channels) or 1 (colour images become luma).
         patch: side of the crops, in pixels; smaller images are left out.
         validation_share: share of the images to hold out, at least one; 0 holds none out. Which ones is decided by
@@ -155,7 +159,8 @@ def open_images(
         )
     pictures, skipped = _read_all(found, folder, patch)
     training, held_out = split(pictures, validation_share)
-    return ImageSource(str(data), training, held_out, tuple(skipped))
+    terms = licences.of_images(folder)
+    return ImageSource(str(data), training, held_out, tuple(skipped), terms.licence, terms.use)
 
 
 def check_folder(data: str | os.PathLike[str]) -> Path:

@@ -9,11 +9,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import closing, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
 from edgekit import losses
@@ -29,12 +31,15 @@ from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
 from edgekit.train.journal import Journal
 from edgekit.train.optimizers import optimizer
+from edgekit.train.processes import as_launched, join, together
+from edgekit.train.replay import Mixed, Replay
 from edgekit.train.sampling import batches, stream
 from edgekit.train.state import FILE, load_state, save_state, weights_digest
 from edgekit.train.validation import denoise, evaluate, sample, validation_levels
 
-# Settings that change what is written when, not what is learned: a resumed run may have others.
-_FREE = {"save_every", "tensorboard"}
+# Settings that change what is written when, and who computes it, not what is learned: a resumed run may have others.
+# What counts of the processes and their batches is the batch that they make together.
+_FREE = {"save_every", "tensorboard", "batch", "devices", "num_nodes", "strategy", "process_timeout"}
 
 
 class Progress(Protocol):
@@ -50,6 +55,7 @@ def fit(
     folder: Path,
     *,
     teacher: DenoiserModel | None = None,
+    replay: Replay | None = None,
     progress: Progress | None = None,
     identity: Mapping[str, str] | None = None,
     on_start: Callable[[], None] | None = None,
@@ -65,20 +71,22 @@ def fit(
         settings: everything else.
         folder: where the run's files stand; it is made.
         teacher: a better model; its output is a share `teacher_weight` of the target.
+        replay: old images and noise that a share of each batch is drawn from; validation is on the new ones.
         progress: called after every step.
         identity: what else the run depends on, by name; a run with another identity is not resumed.
         on_start: called on the first process, once all have found that the run can begin.
     Returns: the averaged model, in eval mode on the CPU; with `patience`, as it was at its best validation.
     Raises:
         RecipeError: settings that do not fit the model or each other, or not the run that is resumed.
-        TrainingError: the loss is no longer finite; the last checkpoint is kept.
+        TrainingError: the loss is no longer finite, or another process of the run is gone; the last checkpoint is kept.
         CheckpointError: a checkpoint cannot be read or written.
     """
     check(model, source, settings, teacher)
-    fabric, settings = _fabric(settings)
+    fabric, settings = _fabric(as_launched(settings))
     torch.manual_seed(settings.seed)
-    run = _Run(fabric, model, source, settings, folder, teacher, identity or {})
-    return run.train(progress, on_start)
+    with together(folder):
+        run = _Run(fabric, model, source, settings, folder, teacher, identity or {}, replay)
+        return run.train(progress, on_start)
 
 
 def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, teacher: DenoiserModel | None) -> None:
@@ -139,7 +147,10 @@ def _fabric(settings: TrainSettings) -> tuple[Fabric, TrainSettings]:
             f"accelerator {settings.accelerator!r}, devices {settings.devices!r}, strategy {settings.strategy!r} and "
             f"precision {settings.precision!r} do not work here: {reason}"
         ) from error
-    fabric.launch()
+    if isinstance(fabric.strategy, DDPStrategy):
+        # Its constructor takes this, too, but then which kind of DDP "auto" means would have to be decided here.
+        fabric.strategy._timeout = timedelta(seconds=settings.process_timeout)
+    join(fabric.launch, settings)
     if settings.precision == "16-mixed" and fabric.device.type == "cpu":
         # Fabric would take bfloat16 instead, and the recipe would say otherwise.
         raise RecipeError("precision is '16-mixed', which needs a GPU: expected bf16-mixed or 32-true on a CPU")
@@ -158,6 +169,7 @@ class _Run:
         folder: Path,
         teacher: DenoiserModel | None,
         identity: Mapping[str, str],
+        replay: Replay | None,
     ) -> None:
         self.fabric, self.source, self.settings, self.folder = fabric, source, settings, folder
         self.model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -167,7 +179,8 @@ class _Run:
         if teacher is not None:
             self.teacher = teacher.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.teacher.eval().requires_grad_(False)
-        self.identity = _identity(model, source, settings, teacher, fabric) | dict(identity)
+        self.replay = replay
+        self.identity = _identity(model, source, settings, teacher, fabric) | _replayed(replay) | dict(identity)
         self.step, self.rate = 0, 0.0
         # Of the steps since the last record; of the validations so far.
         self.loss_sum, self.loss_count = 0.0, 0
@@ -181,7 +194,7 @@ class _Run:
         journal = Journal(self.folder, self.step, self.settings.tensorboard) if first else None
         began = time.perf_counter() - (journal.seconds if journal else 0)
         accumulate, total = self.settings.accumulate, self.settings.steps
-        sampler = batches(self.source, self.settings, rank=self.fabric.global_rank)
+        sampler = self.sampler(rank=self.fabric.global_rank, world=self.fabric.world_size)
         ahead = self.fabric.device.type != "cpu"
         drawn = stream(sampler, self.step * accumulate, total * accumulate, ahead=ahead)
         try:
@@ -199,7 +212,20 @@ class _Run:
             self.average.model.load_state_dict(weights)
         return self.average.model.to("cpu")
 
+    def sampler(self, **part: int) -> Callable[[int], Batch]:
+        if self.replay is None:
+            return batches(self.source, self.settings, **part)
+        return Mixed(self.source, self.settings, self.replay, **part)
+
     def resume(self) -> None:
+        given: dict[str, str] = self.fabric.broadcast(self.identity)
+        for name, value in given.items():
+            if self.identity[name] != value:
+                # Precision "auto" among others: one processor multiplies bfloat16, another does not.
+                raise RecipeError(
+                    f"process {self.fabric.global_rank} runs with another {name} than process 0: "
+                    f"{self.identity[name]}, there {value}; start all with the same settings, images and weights"
+                )
         state = load_state(self.folder, self.identity)
         found = -1 if state is None else int(state["step"])
         steps = torch.as_tensor(self.fabric.all_gather(torch.tensor([found], device=self.fabric.device)))
@@ -347,6 +373,13 @@ class _Run:
         journal.images("held out: noisy, denoised, clean", [noisy, output, clean], self.step)
 
 
+def _replayed(replay: Replay | None) -> dict[str, str]:
+    if replay is None:
+        return {}
+    noise = json.dumps(replay.noise.model_dump(mode="json"))
+    return {"replay": f"{replay.share:g} from {replay.source.digest[:12]}, {noise}"}
+
+
 def _identity(
     model: DenoiserModel, source: ImageSource, settings: TrainSettings, teacher: DenoiserModel | None, fabric: Fabric
 ) -> dict[str, str]:
@@ -359,6 +392,6 @@ def _identity(
         "model": f"{model.arch} {json.dumps(model.config())}",
         "set of images": f"{len(source.training)} of {source.digest[:12]}",
         "teacher": taught,
-        "number of processes": str(fabric.world_size),
+        "global batch": str(fabric.world_size * settings.batch),
         **{name: json.dumps(value) for name, value in chosen.items() if name not in _FREE},
     }

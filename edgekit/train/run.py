@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from edgekit import models
 from edgekit._version import __version__
 from edgekit.errors import OutputExistsError
-from edgekit.models import checkpoints
+from edgekit.models import licences
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
 from edgekit.recipe import TrainSettings
 from edgekit.train.images import ImageSource, open_images
 from edgekit.train.journal import read_log
 from edgekit.train.loop import Progress, check, fit
+from edgekit.train.processes import as_launched, first
 from edgekit.train.state import FILE, weights_digest
 
 WEIGHTS = "model.safetensors"
@@ -39,6 +39,7 @@ class Trained:
         steps: optimiser steps taken; fewer than asked for when it stopped early.
         seconds: time spent, resumed parts together.
         scores: the last validation, e.g. {"psnr_25": 30.9, "ssim_25": 0.87}; empty when no image is held out.
+        first: whether this process wrote the files: of several that train together, one does.
     """
 
     model: DenoiserModel
@@ -46,6 +47,7 @@ class Trained:
     steps: int
     seconds: float
     scores: Mapping[str, float]
+    first: bool = True
 
 
 def train(
@@ -58,6 +60,7 @@ def train(
     config: Mapping[str, Any] | None = None,
     weights: str | os.PathLike[str] | None = None,
     teacher: str | os.PathLike[str] | None = None,
+    license_clean: bool = False,
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -73,11 +76,12 @@ def train(
         config: the architecture's own arguments where they are not the preset's, e.g. {"middle": [96, 96]}.
         weights: start from these (a shipped name or a file) instead of random weights.
         teacher: a shipped name or a weight file of a better model, which is imitated too.
+        license_clean: refuse weights, a teacher and images that are not free for any use.
         resume: go on with the run that `out` holds; an `out` without one starts it.
         force: start over where `out` holds a run.
         progress: told after every step.
-    Raises: OutputExistsError: `out` holds a run, and neither `resume` nor `force` is given. What `open_images`,
-        `models.load` and `fit` raise.
+    Raises: LicenceError: see `license_clean`. OutputExistsError: `out` holds a run, and neither `resume` nor `force` is
+        given. What `open_images`, `models.load` and `fit` raise.
     """
     folder = Path(out)
     existing = [folder / name for name in _OURS if (folder / name).exists()]
@@ -86,6 +90,8 @@ def train(
             f"{folder} already holds a training run ({existing[0].name}): "
             "resume it (--resume), start over (--force), or name another folder"
         )
+    if license_clean:
+        _check_licences(data, weights, teacher)
     torch.manual_seed(settings.seed)
     shape = dict(config or {})
     model = models.create(model_name, **{**shape, **({} if channels is None else {"channels": channels})})
@@ -102,6 +108,7 @@ def train(
             seed=settings.seed,
         )
     check(model, source, settings, tutor)
+    settings = as_launched(settings)
     if force and not resume:
         for path in existing:
             path.unlink(missing_ok=True)
@@ -122,17 +129,34 @@ def train(
     scores: dict[str, float] = {}
     for record in records:
         scores = {k: v for k, v in record.items() if k.startswith(("psnr", "ssim"))} or scores
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        terms = [source.licence, *(_licence(origin) for origin in (weights, teacher) if origin is not None)]
-        header = {"licence": "; ".join(dict.fromkeys(terms)), "trained_on": source.name, "edgekit": __version__}
+    if first():
+        taught = [_terms(origin) for origin in (weights, teacher) if origin is not None]
+        terms = licences.combine(licences.Terms(source.licence, source.use), *taught)
+        header = {"licence": terms.licence, "use": terms.use, "trained_on": source.name, "edgekit": __version__}
         models.save(folder / WEIGHTS, trained, header)
     last: dict[str, Any] = records[-1] if records else {"step": settings.steps, "seconds": 0.0}
-    return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores)
+    return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores, first())
 
 
-def _licence(origin: str | os.PathLike[str]) -> str:
+def _terms(origin: str | os.PathLike[str]) -> licences.Terms:
     """The terms of weights that a run started from, or learned from."""
-    return checkpoints.metadata(os.fspath(origin)).get("licence", f"{os.fspath(origin)}: not stated")
+    terms = licences.of_weights(os.fspath(origin))
+    unsaid = terms.licence == licences.NOT_STATED
+    return replace(terms, licence=f"{os.fspath(origin)}: not stated") if unsaid else terms
+
+
+def _check_licences(
+    data: str | os.PathLike[str] | ImageSource | None,
+    weights: str | os.PathLike[str] | None,
+    teacher: str | os.PathLike[str] | None,
+) -> None:
+    origins = {role: os.fspath(o) for role, o in (("weights", weights), ("teacher", teacher)) if o is not None}
+    parts = {role: (origin, licences.of_weights(origin)) for role, origin in origins.items()}
+    if isinstance(data, ImageSource):
+        parts["data"] = (data.name, licences.Terms(data.licence, data.use))
+    else:
+        parts["data"] = (str(data or "built-in"), licences.of_images(None if data is None else Path(data)))
+    licences.check_clean(parts)
 
 
 def _recipe(

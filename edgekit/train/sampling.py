@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -25,11 +25,16 @@ class Sampler:
     Args:
         source: the images; every one at least `settings.patch` large.
         settings: of it `batch`, `patch`, `seed`, `noise` and `augment` count.
-        rank: number of the process; each draws its own batches.
+        rank: number of the process; each has its own part of the batch.
+        world: number of processes. Together they have the images that one process with a batch of `world` times `batch`
+            has.
+        stream: another number draws other crops and noise.
     Raises: DataError: an image is smaller than the crop.
     """
 
-    def __init__(self, source: ImageSource, settings: TrainSettings, rank: int = 0) -> None:
+    def __init__(
+        self, source: ImageSource, settings: TrainSettings, rank: int = 0, world: int = 1, stream: int = 0
+    ) -> None:
         for picture in source.training:
             if min(picture.shape[:2]) < settings.patch:
                 height, width = picture.shape[:2]
@@ -40,19 +45,31 @@ class Sampler:
         self._pictures = source.training
         self._paired = source.paired
         self._settings = settings
-        self._rank = rank
+        self._count = world * settings.batch
+        self._stream = stream
+        self._mine = slice(rank * settings.batch, (rank + 1) * settings.batch)
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in source.training], np.float64)
         self._chances = areas / areas.sum()
 
     def __call__(self, step: int) -> Batch:
         """Draw the batch of a step, each image as likely as its area."""
+        # Every process draws the whole batch, about a millisecond an image: what one image draws decides what the next
+        # one gets.
+        return Batch(*(part[self._mine] for part in self.draw(step, self._count)))
+
+    def draw(self, step: int, count: int) -> Batch:
+        """Draw so many images of a step: those of all processes."""
         settings = self._settings
         # Without state, so that a resumed run draws what the unbroken one would.
-        rng = np.random.default_rng([settings.seed, step, self._rank])
+        rng = np.random.default_rng([settings.seed, step, self._stream])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        picks = rng.choice(len(self._pictures), settings.batch, p=self._chances)
+        picks = rng.choice(len(self._pictures), count, p=self._chances)
         if self._paired:
             return self._draw_pairs(picks.tolist(), rng)
+        return self._draw(picks.tolist(), rng, generator)
+
+    def _draw(self, picks: list[int], rng: np.random.Generator, generator: torch.Generator) -> Batch:
+        settings = self._settings
         windows = (patches.crop(self._pictures[i].pixels()[0], settings.patch, settings.augment, rng) for i in picks)
         clean = _stack([patches.augment(window, settings.augment, rng) for window in windows])
         return Batch(clean, *noise.draw(clean, settings.noise, generator))
@@ -68,12 +85,12 @@ class Sampler:
         return Batch(clean_batch, noisy_batch, noise.level(clean_batch, noisy_batch))
 
 
-def batches(source: ImageSource, settings: TrainSettings, *, rank: int = 0) -> Sampler:
+def batches(source: ImageSource, settings: TrainSettings, *, rank: int = 0, world: int = 1) -> Sampler:
     """The batches of a run by step number: `batches(source, settings)(step)`. See `Sampler`."""
-    return Sampler(source, settings, rank)
+    return Sampler(source, settings, rank, world)
 
 
-def stream(sampler: Sampler, start: int, stop: int, *, ahead: bool) -> Generator[Batch]:
+def stream(sampler: Callable[[int], Batch], start: int, stop: int, *, ahead: bool) -> Generator[Batch]:
     """The batches of the steps from `start` up to `stop`.
 
     Args:

@@ -46,7 +46,7 @@ def test_a_step_is_always_the_same() -> None:
         assert torch.equal(a, c)
     assert not torch.equal(first.clean, draw(8).clean)
     assert not torch.equal(first.clean, batches(images(), settings(seed=1))(7).clean)
-    assert not torch.equal(first.clean, batches(images(), settings(), rank=1)(7).clean)
+    assert not torch.equal(first.clean, batches(images(), settings(), rank=1, world=2)(7).clean)
 
 
 def test_the_crops_that_the_shipped_weights_saw() -> None:

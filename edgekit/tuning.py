@@ -1,0 +1,288 @@
+"""Fine-tuning: a model learns a new noise without forgetting the old one; a bundle becomes a new bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import yaml
+
+from edgekit import models, pipeline
+from edgekit._version import __version__
+from edgekit.bundle import reader
+from edgekit.bundle.reader import Bundle
+from edgekit.compress.evaluate import NoisyTiles, Tiles, noisy_tiles
+from edgekit.errors import BundleError, OutputExistsError
+from edgekit.models import DenoiserModel, checkpoints, licences
+from edgekit.models.checkpoints import write_atomically
+from edgekit.models.licences import Terms
+from edgekit.pipeline import Given, Progress, silent
+from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings, make
+from edgekit.runtime.verdict import Verdict
+from edgekit.stage_data import GoldenImages, StageData, open_stage_data
+from edgekit.train.images import ImageSource, open_images
+from edgekit.train.loop import fit
+from edgekit.train.processes import first
+from edgekit.train.replay import Mixed, Replay
+from edgekit.train.sampling import Sampler
+from edgekit.train.state import FILE, weights_digest
+from edgekit.train.validation import evaluate, validation_levels
+
+WEIGHTS, RECIPE, TABLE = "model.safetensors", "recipe.yaml", "finetune.json"
+# Batches that are looked at for the levels of a noise.
+_LOOKS = 16
+_OURS = (FILE, WEIGHTS, RECIPE, TABLE, "log.jsonl")
+
+
+class Change(NamedTuple):
+    """PSNR in dB on held-out images, before and after: of the "new" or the "old" noise, in words."""
+
+    which: str
+    noise: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a fine-tuning ended in.
+
+    Attributes:
+        model: in FP32, before it is quantized.
+        path: its weight file; recipe, log and `finetune.json`, the table, stand beside it.
+        table: what was won on the new noise, and lost or won on the old.
+        bundle: the new bundle, open, where a bundle was tuned.
+        first: whether this process wrote the files: of several that train together, one does.
+    """
+
+    model: DenoiserModel
+    path: Path
+    table: tuple[Change, ...]
+    bundle: Bundle | None = None
+    first: bool = True
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What is tuned: a model, its name and terms, the noise that it knows, and the recipe of the bundle it is from."""
+
+    model: DenoiserModel
+    name: str
+    terms: Terms
+    noise: NoiseSettings
+    recipe: Recipe | None = None
+
+
+def finetune(
+    recipe: FinetuneRecipe,
+    *,
+    out: Path | None = None,
+    force: bool = False,
+    resume: bool = False,
+    progress: Progress | None = None,
+    on_verdict: Callable[[Verdict], None] | None = None,
+) -> Tuned:
+    """Train a model further on new images among old ones; measure both before and after, on images held out.
+
+    A bundle is tuned as it was deployed, pruned, from the weights in it; then it is quantized anew, on new and old
+    images, exported for its target, and judged on golden tiles of both.
+
+    Args:
+        recipe: what and how.
+        out: the run's folder, "runs/NAME-tuned"; a new bundle is written into it, too.
+        force: start over where `out` holds a run. resume: go on with it.
+        progress: told how far each stage is.
+        on_verdict: told the verdict on the new bundle.
+    Raises: BundleError: the bundle cannot be read, or holds no weights. OutputExistsError. What `fit` and `compress`
+        raise.
+    """
+    start = _start(recipe)
+    folder = Path("runs", f"{start.name}-tuned") if out is None else out
+    existing = [folder / name for name in _OURS if (folder / name).exists()]
+    if existing and not (resume or force):
+        raise OutputExistsError(
+            f"{folder} already holds a run ({existing[0].name}): go on with it (--resume), start over (--force), or "
+            "name another folder"
+        )
+    if recipe.license_clean:
+        parts = {"weights": (recipe.weights or recipe.model, start.terms)}
+        parts["data"] = (str(recipe.data), licences.of_images(recipe.data))
+        licences.check_clean(parts)
+        licences.check_clean({"data": (str(recipe.replay or "built-in"), licences.of_images(recipe.replay))})
+    settings: TrainSettings = recipe.train
+    told = progress or silent
+    told("images", 0, 1)
+    again = None if start.recipe is None else _again(start, start.recipe, recipe, folder / WEIGHTS)
+    new, old, images = _images(recipe, start, again)
+    told("images", 1, 1)
+    judged = {"new": (new, settings.noise), "old": (old, start.noise)}
+    before = {which: _scores(start.model, *where) for which, where in judged.items()}
+    if force and not resume:
+        for path in existing:
+            path.unlink(missing_ok=True)
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    model = fit(
+        start.model,
+        new,
+        settings,
+        folder,
+        replay=Replay(old, start.noise, recipe.replay_share) if recipe.replay_share else None,
+        progress=lambda done, total, words="": told("finetune", done, total, words),
+        identity={"starting weights": weights_digest(start.model)},
+        on_start=lambda: write_atomically(folder / RECIPE, text.encode()),
+    )
+    path = folder / WEIGHTS
+    if not first():
+        return Tuned(model, path, (), first=False)
+    after = {which: _scores(model, *where) for which, where in judged.items()}
+    table = tuple(Change(w, noise, db, after[w][noise]) for w, found in before.items() for noise, db in found.items())
+    sources = [Terms(source.licence, source.use) for source in ((new, old) if recipe.replay_share else (new,))]
+    terms = licences.combine(start.terms, *sources)
+    seen = ", ".join(dict.fromkeys(filter(None, (start.terms.trained_on, new.name, old.name))))
+    models.save(path, model, {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__})
+    content = {"model": recipe.model, "replay_share": recipe.replay_share, "psnr": [row._asdict() for row in table]}
+    write_atomically(folder / TABLE, (json.dumps(content, indent=1) + "\n").encode())
+    bundle: Bundle | None = None
+    if again is not None and images is not None:
+        facts = {"data": recipe.data.name, "replay": old.name, "replay_share": recipe.replay_share}
+        given = Given(model, images, {"finetune": {**facts, "train": settings.model_dump(mode="json")}})
+        (bundle,) = pipeline.compress(
+            again, out=folder, force=force, resume=resume, progress=told, on_verdict=on_verdict, given=given
+        )
+    return Tuned(model, path, table, bundle)
+
+
+def _start(recipe: FinetuneRecipe) -> _Start:
+    """The model to tune, from a bundle, or by name."""
+    source = Path(recipe.model)
+    if not (source.exists() or source.suffix in (".edgekit", ".zip")):
+        name = recipe.weights or recipe.model
+        model = checkpoints.load(name, None if "arch" in checkpoints.metadata(name) else recipe.model)
+        return _Start(model, Path(recipe.model).stem, licences.of_weights(name), recipe.replay_noise or NoiseSettings())
+    if source.suffix == ".safetensors":
+        model = checkpoints.load(source)
+        return _Start(model, source.stem, licences.of_weights(source), recipe.replay_noise or NoiseSettings())
+    with reader.read(source) as bundle:
+        manifest = bundle.manifest
+        if pipeline.WEIGHTS not in manifest.files:
+            raise BundleError(
+                f"{source} holds no {pipeline.WEIGHTS} to go on from: compress it again with this edgekit, or tune the "
+                "model that it was made from (edgekit finetune MODEL --weights FILE) and compress that"
+            )
+        weights = bundle.path(pipeline.WEIGHTS)
+        model, terms = checkpoints.load(weights), licences.of_weights(weights)
+    known = {name: value for name, value in manifest.recipe.items() if name in Recipe.model_fields}
+    made = make(Recipe, known, str(source))
+    noise = recipe.replay_noise or made.noise.model_copy(update={"sigma": made.sigma})
+    return _Start(model, manifest.name, terms, noise, made)
+
+
+def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -> Recipe:
+    """The recipe of the new bundle: the old one without what was done to the network already."""
+    noise = recipe.train.noise
+    low, high = _levels(recipe, start.model.channels)
+    sigma = (min(made.sigma[0], low), max(made.sigma[1], high))
+    _, distillation, quantization = pipeline.settings_of(made)
+    changes = {
+        "model": start.name, "weights": weights, "teacher": "none", "data": recipe.data, "sigma": sigma, "prune": 0.0,
+        "noise": noise.model_copy(update={"sigma": sigma, "device_share": 1.0}), "steps": None,
+        "distillation": distillation.model_copy(update={"steps": 0}), "quantization": quantization,
+        "pruning": made.pruning.model_copy(update={"ratio": 0.25}), "license_clean": recipe.license_clean,
+    }  # fmt: skip
+    return made.model_copy(update=changes)
+
+
+def _levels(recipe: FinetuneRecipe, channels: int) -> tuple[float, float]:
+    """The levels of the new noise in 8-bit units: as told of Gaussian noise, else as found in some batches."""
+    settings = recipe.train
+    if settings.noise.model == "gaussian" and not (recipe.data / "noisy").is_dir():
+        return settings.noise.sigma
+    source = open_images(recipe.data, channels=channels, patch=settings.patch, seed=settings.seed)
+    draw = Sampler(source, settings)
+    found = 255 * torch.cat([draw(step).sigma for step in range(_LOOKS)])
+    return float(found.min().floor()), float(found.max().ceil().clamp(max=255))
+
+
+def _images(
+    recipe: FinetuneRecipe, start: _Start, again: Recipe | None
+) -> tuple[ImageSource, ImageSource, StageData | None]:
+    """New and old images, and where a bundle is to be made, what its stages draw from: both in one."""
+    channels, settings = start.model.channels, recipe.train
+    if again is None:
+        options: dict[str, Any] = {"channels": channels, "patch": settings.patch, "seed": settings.seed}
+        share = settings.validation_share or 0.02
+        new = open_images(recipe.data, validation_share=share, **options)
+        return new, open_images(recipe.replay, validation_share=share, **options), None
+    # One division of the images for training, quantization and the verdict.
+    stage = again.distillation.model_copy(update={"patch": settings.patch})
+    fresh = again.model_copy(update={"distillation": stage})
+    known = {"data": recipe.replay, "noise": start.noise.model_copy(update={"device_share": 1.0})}
+    seen = fresh.model_copy(update={**known, "sigma": start.noise.sigma})
+    new_data, old_data = open_stage_data(fresh, channels), open_stage_data(seen, channels)
+    drawing = TrainSettings(
+        batch=stage.batch,
+        patch=stage.patch,
+        seed=again.seed,
+        noise=settings.noise.model_copy(update={"device_share": 1.0}),
+    )
+    replayed = Replay(old_data.source, seen.noise, recipe.replay_share)
+    joined = replace(
+        new_data,
+        batches=Mixed(new_data.source, drawing, replayed),
+        tiles=_join(new_data.tiles, new_data.sigmas, old_data.tiles, old_data.sigmas),
+        golden=GoldenImages(
+            *(np.concatenate(both) for both in zip(_fields(new_data.golden), _fields(old_data.golden), strict=True))
+        ),
+        digest=f"{new_data.digest} {old_data.digest}",
+        licence="; ".join(dict.fromkeys((new_data.licence, old_data.licence))),
+        use=licences.combine(*(Terms(data.licence, data.use) for data in (new_data, old_data))).use,
+        skipped=(*new_data.skipped, *old_data.skipped),
+    )
+    return new_data.source, old_data.source, joined
+
+
+def _fields(golden: GoldenImages) -> tuple[Any, ...]:
+    return golden.noisy, golden.clean, golden.sigma
+
+
+def _join(new: Tiles, new_levels: tuple[float, ...], old: Tiles, old_levels: tuple[float, ...]) -> NoisyTiles:
+    parts = [_noisy(new, new_levels), _noisy(old, old_levels)]
+    return NoisyTiles(*(np.concatenate(both) for both in zip(*parts, strict=True)))
+
+
+def _noisy(tiles: Tiles, levels: tuple[float, ...]) -> NoisyTiles:
+    """Tiles with their noise; Gaussian noise of every level where they have none."""
+    if isinstance(tiles, NoisyTiles):
+        return tiles
+    return NoisyTiles(
+        np.concatenate([tiles] * len(levels)),
+        np.concatenate([noisy_tiles(tiles, level) for level in levels]),
+        np.repeat(np.array(levels, np.float32), len(tiles)),
+    )
+
+
+def _scores(model: DenoiserModel, source: ImageSource, noise: NoiseSettings) -> dict[str, float]:
+    """PSNR in dB on the held-out images, by what the noise is called."""
+    with _evaluating(model):
+        if source.paired or noise.model != "gaussian":
+            name = "its own" if source.paired else noise.model
+            return {name: round(evaluate(model, source.held_out, noise_settings=noise).psnr, 3)}
+        levels = validation_levels(noise)
+        return {f"sigma {s:g}": round(evaluate(model, source.held_out, s).psnr, 3) for s in levels}
+
+
+@contextmanager
+def _evaluating(model: DenoiserModel) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
