@@ -69,18 +69,23 @@ class NoiseSettings(Settings):
     model: str = "gaussian"
     # gaussian: standard deviation, in 8-bit units (0..255).
     sigma: SigmaRange = (0.0, 55.0)
-    # poisson-gaussian, mixed: variance per unit of signal, signal in 0..1 (one over the electrons that make white).
+    # poisson-gaussian, mixed: variance per unit of signal, signal in 0..1 (one over the electrons that make white);
+    # camera: the same on the raw sensor; its read noise follows from it by the line of Brooks et al.
     shot: tuple[PositiveShare, PositiveShare] = (1e-4, 1.2e-2)
     # poisson-gaussian, mixed: standard deviation of the signal-independent part, in 8-bit units (0..255).
     read: tuple[EightBit, EightBit] = (0.0, 10.0)
     # salt-and-pepper, mixed: share of the samples (one channel of one pixel) that are replaced by black or white.
     density: tuple[Probability, Probability] = (0.0, 0.1)
-    # jpeg, mixed: libjpeg's quality.
+    # jpeg, mixed, camera: libjpeg's quality.
     quality: tuple[JpegQuality, JpegQuality] = (30, 95)
+    # camera: standard deviation, in pixels, of the camera's own filter of the noise; demosaicking comes on top.
+    grain: tuple[Probability, Probability] = (0.0, 1.0)
+    # camera: share of the images that are stored as JPEG.
+    jpeg_share: Probability = 0.5
     # Share of images that are clipped to 0..1 and rounded to 8 bits, as a device sees them.
     device_share: Probability = 1.0
 
-    @field_validator("sigma", "shot", "read", "density", "quality")
+    @field_validator("sigma", "shot", "read", "density", "quality", "grain")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
