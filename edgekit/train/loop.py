@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from edgekit import losses
+from edgekit import feature_loss, losses
 from edgekit.batch import Batch
 from edgekit.errors import CheckpointError, RecipeError, ShapeError, TrainingError
 from edgekit.models.base import DenoiserModel
@@ -86,7 +86,9 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
     noise.get(settings.noise.model)
     batches(source, settings)
     parameter_groups(model, settings)
-    losses.weighted(settings.loss, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))  # an unknown loss is named here
+    # An unknown loss is named here, and weights that are missing.
+    black = torch.zeros(1, source.channels, 16, 16)
+    losses.weighted(settings.loss, black, black, learned=feature_loss.learned(settings.loss, settings.feature_weights))
     if not settings.loss or min(settings.loss.values()) < 0 or sum(settings.loss.values()) == 0:
         raise RecipeError(
             f"loss is {settings.loss}: expected weights of at least 0, one of them above, e.g. {{'l1': 1.0}}"
@@ -167,6 +169,7 @@ class _Run:
         if teacher is not None:
             self.teacher = teacher.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.teacher.eval().requires_grad_(False)
+        self.learned = feature_loss.learned(settings.loss, settings.feature_weights)
         self.identity = _identity(model, source, settings, teacher, fabric) | dict(identity)
         self.step, self.rate = 0, 0.0
         # Of the steps since the last record; of the validations so far.
@@ -267,13 +270,14 @@ class _Run:
         noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
         output = self.wrapped(noisy, batch.sigma).float()
         balance = batch.sigma if self.settings.balance_sigma else None
-        loss = losses.weighted(self.settings.loss, output, batch.clean, balance)
+        loss = losses.weighted(self.settings.loss, output, batch.clean, balance, learned=self.learned)
         if self.teacher is None:
             return loss
         with torch.no_grad(), self.fabric.autocast():
             taught = self.teacher(noisy, batch.sigma).float()
         share = self.settings.teacher_weight
-        return (1 - share) * loss + share * losses.weighted(self.settings.loss, output, taught, balance)
+        imitated = losses.weighted(self.settings.loss, output, taught, balance, learned=self.learned)
+        return (1 - share) * loss + share * imitated
 
     def finite(self, loss: Tensor, norm: Tensor | None, rate: float) -> float:
         """The loss as a number; on every process the same answer, so that none waits for one that stopped."""
