@@ -621,6 +621,7 @@ def _manifest(
         recipe=_shareable(recipe),
         licences=_licences(recipe) | {"data": run.images.licence},
         versions=_versions(),
+        iso_sigma={str(iso): level for iso, level in recipe.iso_sigma.items()},
     )
 
 

@@ -235,6 +235,8 @@ class Recipe(Settings):
     data: Path | None = None
     # Noise levels the bundle is made for, in 8-bit units (0..255).
     sigma: SigmaRange = (0.0, 55.0)
+    # ISO -> noise level in 8-bit units, as `edgekit profile` finds it; the bundle carries it for `denoise --iso`.
+    iso_sigma: dict[PositiveInt, EightBit] = {}
     # The noise itself, which the stages see and the golden tiles carry; `sigma` above is its range. Pairs bring theirs.
     noise: NoiseSettings = NoiseSettings()
     # Share of the MACs to remove.
@@ -275,6 +277,13 @@ class Recipe(Settings):
         if self.noise.sigma not in (NoiseSettings().sigma, self.sigma):
             low, high = self.noise.sigma
             raise ValueError(f"noise.sigma {low:g}:{high:g} against sigma: give sigma alone")
+        low, high = self.sigma
+        for iso, level in self.iso_sigma.items():
+            if not low <= level <= high:
+                raise ValueError(
+                    f"iso_sigma gives {level:g} for ISO {iso}, outside sigma {low:g}:{high:g}: widen sigma, or "
+                    "take the entry out"
+                )
         if self.noise.device_share != 1:
             raise ValueError(f"noise.device_share is {self.noise.device_share:g}: a device sees 8 bits; leave it out")
         if self.distillation.seed not in (DistillSettings().seed, self.seed):

@@ -25,7 +25,7 @@ from edgekit.runtime.deep_color import write_png
 from edgekit.runtime.denoiser import open as open_bundle
 from edgekit.runtime.images import load
 
-COMMANDS = ("compress", "train", "search", "check", "bench", "denoise", "inspect", "models", "doctor")
+COMMANDS = ("compress", "train", "search", "profile", "check", "bench", "denoise", "inspect", "models", "doctor")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit._version import __version__
-from edgekit.cli import bench, denoise, device, host, overview, search
+from edgekit.cli import bench, denoise, device, host, overview, profile, search
 
 app = typer.Typer(
     name="edgekit",
@@ -39,6 +39,7 @@ for command in (
     host.compress,
     host.train,
     search.search,
+    profile.profile,
     device.check,
     bench.bench,
     denoise.denoise,
