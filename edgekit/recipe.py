@@ -119,6 +119,12 @@ class TrainSettings(Settings):
     # Divide each image's loss by (sigma + 5) in 8-bit units, so that low noise counts as much as high.
     # Off: for L1, whose gradient does not shrink with the error, it hands low noise most of the say.
     balance_sigma: bool = False
+    # Train on noisy images alone: one pixel of a pair of neighbours teaches the other.
+    self_supervised: Literal["none", "neighbor2neighbor"] = "none"
+    # Weight of its regulariser at the end of the run, to which it rises from 0 in proportion to the steps.
+    self_supervised_weight: Annotated[float, Field(ge=0)] = 2.0
+    # Of so many pixels along each side one is taken first: against noise that is correlated between neighbours.
+    self_supervised_spacing: Annotated[int, Field(ge=1, le=8)] = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -147,6 +153,11 @@ class TrainSettings(Settings):
     strategy: str = "auto"
     noise: NoiseSettings = NoiseSettings()
     augment: AugmentSettings = AugmentSettings()
+
+    @property
+    def crop(self) -> int:
+        """Side, in pixels, of what is cut from an image for a patch."""
+        return self.patch if self.self_supervised == "none" else self.patch * self.self_supervised_spacing
 
 
 class PruneSettings(Settings):

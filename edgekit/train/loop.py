@@ -12,6 +12,7 @@ from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -23,7 +24,7 @@ from edgekit.models.base import DenoiserModel
 from edgekit.precision import resolve
 from edgekit.recipe import TrainSettings
 from edgekit.schedule import cosine
-from edgekit.train import noise
+from edgekit.train import neighbours, noise
 from edgekit.train.ema import WeightAverage
 from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
@@ -31,7 +32,7 @@ from edgekit.train.journal import Journal
 from edgekit.train.optimizers import optimizer
 from edgekit.train.sampling import batches, stream
 from edgekit.train.state import FILE, load_state, save_state, weights_digest
-from edgekit.train.validation import denoise, evaluate, sample, validation_levels
+from edgekit.train.validation import denoise, evaluate, sample, to_tensor, validation_levels
 
 # Settings that change what is written when, not what is learned: a resumed run may have others.
 _FREE = {"save_every", "tensorboard"}
@@ -101,6 +102,8 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
                 f"the {role} {network.arch} has {network.channels} channels, the images have {source.channels}: "
                 f"open the images with channels={network.channels}"
             )
+        if role == "model" and settings.self_supervised != "none":
+            neighbours.check(source, settings, network.stride, teacher=teacher is not None)
         if settings.patch % network.stride:
             raise RecipeError(
                 f"patch is {settings.patch}: the {role} {network.arch} takes multiples of {network.stride}"
@@ -252,7 +255,7 @@ class _Run:
             # With several devices gradients are exchanged once a step, after the last part.
             waits = self.fabric.world_size > 1 and i + 1 < len(parts)
             with self.fabric.no_backward_sync(self.wrapped) if waits else nullcontext():
-                loss = self.loss(self.fabric.to_device(part)) / len(parts)
+                loss = self.loss(self.fabric.to_device(part), i) / len(parts)
                 self.fabric.backward(loss)
             total += loss.detach()
         norm = self.fabric.clip_gradients(
@@ -266,10 +269,12 @@ class _Run:
         self.loss_count += 1
         return value
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, part: int = 0) -> Tensor:
+        balance = batch.sigma if self.settings.balance_sigma else None
+        if self.settings.self_supervised != "none":
+            return self.self_supervised_loss(batch, part, balance)
         noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
         output = self.wrapped(noisy, batch.sigma).float()
-        balance = batch.sigma if self.settings.balance_sigma else None
         loss = losses.weighted(self.settings.loss, output, batch.clean, balance, learned=self.learned)
         if self.teacher is None:
             return loss
@@ -278,6 +283,21 @@ class _Run:
         share = self.settings.teacher_weight
         imitated = losses.weighted(self.settings.loss, output, taught, balance, learned=self.learned)
         return (1 - share) * loss + share * imitated
+
+    def self_supervised_loss(self, batch: Batch, part: int, balance: Tensor | None) -> Tensor:
+        settings = self.settings
+        # Without state, as the batches are drawn: a resumed run draws what the unbroken one would.
+        rng = np.random.default_rng([settings.seed, self.step, part, self.fabric.global_rank])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        weight = settings.self_supervised_weight * self.step / settings.steps
+        return neighbours.loss(
+            self.wrapped,
+            batch.noisy,
+            batch.sigma,
+            weight,
+            generator,
+            lambda output, other: losses.weighted(settings.loss, output, other, balance, learned=self.learned),
+        )
 
     def finite(self, loss: Tensor, norm: Tensor | None, rate: float) -> float:
         """The loss as a number; on every process the same answer, so that none waits for one that stopped."""
@@ -332,6 +352,9 @@ class _Run:
 
     def measure(self) -> dict[str, float]:
         added, held_out = self.settings.noise, self.source.held_out
+        if self.settings.self_supervised != "none":
+            with self.fabric.autocast():
+                return {"psnr": round(neighbours.score(self.average.model, held_out), 3)}
         if self.source.paired or added.model != "gaussian":
             found = evaluate(self.average.model, held_out, noise_settings=added, autocast=self.fabric.autocast)
             return {"psnr": round(found.psnr, 3), "ssim": round(found.ssim, 4)}
@@ -346,7 +369,12 @@ class _Run:
             return
         added = self.settings.noise
         sigma = 25.0 if added.model == "gaussian" and added.sigma[0] <= 25 <= added.sigma[1] else None
-        clean, noisy, level = sample(self.source.held_out[0], sigma, added)
+        if self.settings.self_supervised != "none":
+            pixels = self.source.held_out[0].pixels()[0]
+            clean = noisy = to_tensor(pixels)
+            level = torch.tensor([neighbours.level(pixels)])
+        else:
+            clean, noisy, level = sample(self.source.held_out[0], sigma, added)
         output = denoise(self.average.model, noisy, level, self.fabric.autocast)
         journal.images("held out: noisy, denoised, clean", [noisy, output, clean], self.step)
 
