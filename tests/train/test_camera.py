@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from edgekit.recipe import NoiseSettings
+from edgekit.recipe import NoiseSettings, Recipe, TrainRecipe, load
 from edgekit.train import camera, noise
 
 
@@ -119,3 +120,12 @@ def test_fast_enough_to_train_with() -> None:
         seconds.append(time.perf_counter() - began)
     # 8 to 10 ms on one thread, most of it JPEG; a step of dsunet-s takes 28. Other work on the machine has its share.
     assert min(seconds) < 0.05
+
+
+def test_the_committed_recipes_of_the_second_stage() -> None:
+    root = Path(__file__).parents[2]
+    training = load(TrainRecipe, root / "edgekit" / "models" / "weights" / "camera-finetune.yaml", {})
+    compression = load(Recipe, root / "benchmarks" / "recipes" / "camera.yaml", {"target": "tflite"})
+    assert training.weights == "dsunet-s"
+    assert training.train.noise.model == "camera"
+    assert compression.noise == training.train.noise
