@@ -26,9 +26,9 @@ _CHROMA = np.array([[1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt(np.array([[2]
 # Of the height of the noise's spectrum, what a denoiser that learned white noise is best told: told all of it, it takes
 # detail for noise. 0.55 to 0.7 are within 0.1 dB (dsunet-s, synthetic camera noise on 48 training photographs).
 _TOLD = 0.62
-# Correlated is noise that is so many times stronger at coarse scales than between neighbours: under texture, white
-# noise of 5 reads up to 3.8 times as strong there, camera noise at least 5.7 times (the same photographs, and others
-# with their colours enhanced).
+# Correlated is noise that is so many times stronger at coarse scales than between neighbours: camera noise is 5.7 times
+# as strong there at least, white noise of 5 under texture up to 3.8 times (the same photographs, for white noise also
+# others and with their colours enhanced).
 _CLEARLY = 4.8
 # In 8-bit units: what rounding leaves between neighbours, and below what coarse texture cannot be told from noise.
 _ROUNDING, _LEAST = 0.5, 4.0

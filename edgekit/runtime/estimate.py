@@ -51,14 +51,15 @@ def estimate_sigma(image: NDArray[Any], allowed: tuple[float, float] = (0.0, 255
     to show the noise rather than texture. Positions that touch black or white are left out: noise is cut off there.
 
     On photographs (CBSD68, McMaster) with white noise clipped to 8 bits, sigma 5 reads 5.4 to 5.8 on average, 15 reads
-    15.0 to 15.5, 25 reads 24.5 to 24.9, 50 reads 46 (clipping takes the rest), and 1.2 to 1.6 where there is none;
+    15.0 to 15.5, 25 reads 24.5 to 24.9, 50 reads 46 (clipping takes the rest), and 1.8 to 2.4 where there is none;
     where everything is fine texture it reads several units too high.
 
     Noise that a camera has demosaicked, filtered or compressed is correlated between neighbours, which these
     differences hardly see. Colour images are therefore looked at on coarser scales too (`correlated_level`); what is
     clearly stronger there is the answer. It is no deviation then, but the level that a denoiser of white noise does
     best with, mostly 1.2 to 2 times the deviation. Gray images keep the estimate for white noise, which is far too low
-    for a camera's: give sigma by hand there.
+    for a camera's: give sigma by hand there. Coloured texture in images with next to no noise passes for it, too: at
+    sigma 0 in 7 of those 86 photographs, at sigma 5 in none.
 
     Args:
         image: uint8, uint16 or float in 0..1, [H, W] or [H, W, C] without alpha, at least 3x3.
