@@ -30,6 +30,7 @@ def compress(
     teacher: str | None = None,
     data: PathLike | None = None,
     sigma: tuple[float, float] | str | None = None,
+    iso_sigma: Mapping[int, float] | None = None,
     prune: float | None = None,
     steps: int | None = None,
     target: str | None = None,
@@ -56,6 +57,7 @@ def compress(
         teacher: "original" (the model before pruning), shipped weights, a weight file, or "none"; "original".
         data: folder of clean images, or of pairs (`noisy/` and `clean/`); the built-in images, which need no download.
         sigma: noise levels in 8-bit units, (low, high) or "low:high" within 0..255; (0, 55).
+        iso_sigma: noise level by ISO setting, within `sigma`, which the bundle carries (`edgekit profile`); none.
         prune: share of the MACs to remove, 0..0.9; 0.25.
         steps: training steps of distillation and quantization together; the stages' own.
         target: what to export for: "tflite", "openvino" or "tensorrt". It has no default.

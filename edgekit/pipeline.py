@@ -649,6 +649,7 @@ def _manifest(
         recipe={**_shareable(recipe), **run.told},
         licences=_licences(recipe, run.images),
         versions=_versions(),
+        iso_sigma={str(iso): level for iso, level in recipe.iso_sigma.items()},
     )
 
 

@@ -69,21 +69,26 @@ class NoiseSettings(Settings):
     model: str = "gaussian"
     # gaussian: standard deviation, in 8-bit units (0..255).
     sigma: SigmaRange = (0.0, 55.0)
-    # poisson-gaussian, mixed: variance per unit of signal, signal in 0..1 (one over the electrons that make white).
+    # poisson-gaussian, mixed: variance per unit of signal, signal in 0..1 (one over the electrons that make white);
+    # camera: the same on the raw sensor; its read noise follows from it by the line of Brooks et al.
     shot: tuple[PositiveShare, PositiveShare] = (1e-4, 1.2e-2)
     # poisson-gaussian, mixed: standard deviation of the signal-independent part, in 8-bit units (0..255).
     read: tuple[EightBit, EightBit] = (0.0, 10.0)
     # salt-and-pepper, mixed: share of the samples (one channel of one pixel) that are replaced by black or white.
     density: tuple[Probability, Probability] = (0.0, 0.1)
-    # jpeg, mixed: libjpeg's quality.
+    # jpeg, mixed, camera: libjpeg's quality.
     quality: tuple[JpegQuality, JpegQuality] = (30, 95)
     # Spread the strengths of each batch over their ranges, instead of drawing each alone. Off: as the weights that ship
     # were trained.
     stratified: bool = True
+    # camera: standard deviation, in pixels, of the camera's own filter of the noise; demosaicking comes on top.
+    grain: tuple[Probability, Probability] = (0.0, 1.0)
+    # camera: share of the images that are stored as JPEG.
+    jpeg_share: Probability = 0.5
     # Share of images that are clipped to 0..1 and rounded to 8 bits, as a device sees them.
     device_share: Probability = 1.0
 
-    @field_validator("sigma", "shot", "read", "density", "quality")
+    @field_validator("sigma", "shot", "read", "density", "quality", "grain")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:
@@ -110,10 +115,19 @@ class TrainSettings(Settings):
     batch: PositiveInt = 8
     patch: PositiveInt = 96
     accumulate: PositiveInt = 1
+    # Weights of l1, mse, charbonnier, frequency and feature, which may be mixed.
     loss: dict[str, float] = {"l1": 1.0}
+    # For the loss "feature": a VGG's weights, a state dict as torchvision has it.
+    feature_weights: Path | None = None
     # Divide each image's loss by (sigma + 5) in 8-bit units, so that low noise counts as much as high.
     # Off: for L1, whose gradient does not shrink with the error, it hands low noise most of the say.
     balance_sigma: bool = False
+    # Train on noisy images alone: one pixel of a pair of neighbours teaches the other.
+    self_supervised: Literal["none", "neighbor2neighbor"] = "none"
+    # Weight of its regulariser at the end of the run, to which it rises from 0 in proportion to the steps.
+    self_supervised_weight: Annotated[float, Field(ge=0)] = 2.0
+    # Of so many pixels along each side one is taken first: against noise that is correlated between neighbours.
+    self_supervised_spacing: Annotated[int, Field(ge=1, le=8)] = 1
     optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
@@ -144,6 +158,11 @@ class TrainSettings(Settings):
     process_timeout: Annotated[float, Field(gt=0)] = 1800.0
     noise: NoiseSettings = NoiseSettings()
     augment: AugmentSettings = AugmentSettings()
+
+    @property
+    def crop(self) -> int:
+        """Side, in pixels, of what is cut from an image for a patch."""
+        return self.patch if self.self_supervised == "none" else self.patch * self.self_supervised_spacing
 
 
 class PruneSettings(Settings):
@@ -233,6 +252,8 @@ class Recipe(Settings):
     data: Path | None = None
     # Noise levels the bundle is made for, in 8-bit units (0..255).
     sigma: SigmaRange = (0.0, 55.0)
+    # ISO -> noise level in 8-bit units, as `edgekit profile` finds it; the bundle carries it for `denoise --iso`.
+    iso_sigma: dict[PositiveInt, EightBit] = {}
     # The noise itself, which the stages see and the golden tiles carry; `sigma` above is its range. Pairs bring theirs.
     noise: NoiseSettings = NoiseSettings()
     # Share of the MACs to remove.
@@ -275,6 +296,13 @@ class Recipe(Settings):
         if self.noise.sigma not in (NoiseSettings().sigma, self.sigma):
             low, high = self.noise.sigma
             raise ValueError(f"noise.sigma {low:g}:{high:g} against sigma: give sigma alone")
+        low, high = self.sigma
+        for iso, level in self.iso_sigma.items():
+            if not low <= level <= high:
+                raise ValueError(
+                    f"iso_sigma gives {level:g} for ISO {iso}, outside sigma {low:g}:{high:g}: widen sigma, or "
+                    "take the entry out"
+                )
         if self.noise.device_share != 1:
             raise ValueError(f"noise.device_share is {self.noise.device_share:g}: a device sees 8 bits; leave it out")
         if self.distillation.seed not in (DistillSettings().seed, self.seed):

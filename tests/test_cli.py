@@ -25,7 +25,9 @@ from edgekit.runtime.deep_color import write_png
 from edgekit.runtime.denoiser import open as open_bundle
 from edgekit.runtime.images import load
 
-COMMANDS = ("compress", "train", "finetune", "search", "check", "bench", "denoise", "inspect", "models", "doctor")
+COMMANDS = (
+    "compress", "train", "finetune", "search", "profile", "check", "bench", "denoise", "inspect", "models", "doctor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

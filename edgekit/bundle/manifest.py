@@ -168,4 +168,6 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     golden: str = "golden.npz"
+    # ISO setting, a whole number as text -> noise level in 8-bit units; empty where none was measured.
+    iso_sigma: dict[str, float] = field(default_factory=dict)
     schema: int = SCHEMA

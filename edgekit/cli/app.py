@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit._version import __version__
-from edgekit.cli import bench, denoise, device, finetune, host, overview, search
+from edgekit.cli import bench, denoise, device, finetune, host, overview, profile, search
 
 app = typer.Typer(
     name="edgekit",
@@ -40,6 +40,7 @@ for command in (
     host.train,
     finetune.finetune,
     search.search,
+    profile.profile,
     device.check,
     bench.bench,
     denoise.denoise,

@@ -31,6 +31,10 @@ def denoise(
         str | None, typer.Option(metavar="NAME", show_default="the bundle's", help="Model file: int8, fp16, fp32, ...")
     ] = None,
     sigma: Annotated[str, typer.Option(metavar="25|auto", help="Noise level in 8-bit units, or estimate it.")] = "auto",
+    iso: Annotated[
+        float | None,
+        typer.Option(metavar="1600", help="ISO of the images: the noise level of the bundle's own table."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(metavar="N", show_default="at most 4", help="CPU threads.")] = None,
     device: Annotated[
         str, typer.Option(metavar="NAME", show_default="CPU", help="For OpenVINO: CPU, GPU, NPU, AUTO; CPU is tested.")
@@ -40,6 +44,8 @@ def denoise(
 ) -> None:
     """Denoise images; size, depth, colour and alpha stay as they are."""
     level = _level(sigma)
+    if iso is not None and level != "auto":
+        raise RecipeError(f"--iso {iso:g} and --sigma {sigma}: both name a noise level; give one of them")
     jobs = plan(images, out, force=force)
     # One image should be done soon; of many, the last one should.
     hint = "latency" if len(jobs) == 1 else "throughput"
@@ -50,6 +56,9 @@ def denoise(
     with Bars() as bars:
         work = _Work(level, force, len(jobs), bars)
         with opened(variant) as denoiser:
+            if iso is not None and (found := denoiser.sigma_of_iso(iso)) is not None:
+                work.level = found
+                typer.echo(f"note: sigma {found:.1f} for ISO {iso:g}, from the bundle's table", err=True)
             finer = _float_variant(denoiser) if variant is None else None
             deep = work.through(denoiser, jobs, leave_deep=finer is not None)
         if deep:
@@ -135,7 +144,9 @@ def _told(denoiser: Denoiser, source: Path, picture: files.Picture, level: float
     if not isinstance(level, str):
         return level
     found = denoiser.estimate(picture.pixels)
-    doubt = "; JPEG noise reads too low" if source.suffix.lower() in (".jpg", ".jpeg") else ""
+    doubt = "; correlated between neighbours, as a camera leaves it" if found.correlated else ""
+    if not found.correlated and source.suffix.lower() in (".jpg", ".jpeg"):
+        doubt = "; JPEG noise reads too low"
     if found.clamped:
         low, high = denoiser.sigma_range
         doubt = f"{doubt}; outside what {denoiser.manifest.name} takes ({low:g} to {high:g}): using {found.sigma:g}"

@@ -130,6 +130,9 @@ def train(
         Flag, typer.Option(metavar="NAME|FILE", show_default="none", help="Better model that is imitated too.")
     ] = None,
     license_clean: LicenseClean = False,
+    self_supervised: Annotated[
+        bool, typer.Option("--self-supervised", help="--data holds noisy images alone: learn from neighbouring pixels.")
+    ] = False,
     channels: Annotated[Flag, typer.Option(metavar="1|3", show_default="the model's", help="Gray or RGB.")] = None,
     sigma: Sigma = None,
     steps: Annotated[Flag, typer.Option(metavar="N", show_default="35000", help="Optimiser steps.")] = None,
@@ -176,6 +179,7 @@ def train(
         "steps": steps,
         "seed": seed,
         "noise": None if sigma is None else {"sigma": sigma},
+        "self_supervised": "neighbor2neighbor" if self_supervised else None,
     }
     with Bars() as bars:
         trained = api.train(

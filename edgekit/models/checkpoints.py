@@ -76,6 +76,11 @@ def fill(module: nn.Module, path: Path, name: str) -> None:
     _fill(module, _read(_find(path))[0], path, name)
 
 
+def state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file by name. Raises: CheckpointError: the file cannot be read."""
+    return _read(_find(path))[0]
+
+
 def metadata(source: str | Path) -> dict[str, str]:
     """The header of a .safetensors file: arch, config (JSON) and what its writer added; empty for other files."""
     path = _find(source)

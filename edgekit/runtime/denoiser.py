@@ -24,6 +24,7 @@ from edgekit.runtime import pixels, tiling
 from edgekit.runtime.engines.base import DEFAULTS, Engine, EngineOptions, run_all
 from edgekit.runtime.engines.registry import open_engine
 from edgekit.runtime.estimate import SigmaEstimate, estimate_sigma
+from edgekit.runtime.iso import sigma_of_iso
 
 # More threads than this gain nothing on tiles, and on a phone the fifth core is a slow one.
 _MOST_THREADS = 4
@@ -198,6 +199,13 @@ class Denoiser:
         shown = array[..., None] if array.ndim == 2 else array[..., :colours]
         _check_values(shown)
         return estimate_sigma(shown, self.manifest.sigma)
+
+    def sigma_of_iso(self, iso: float) -> float | None:
+        """The noise level, in 8-bit units, that the bundle's table gives for an ISO setting; None for a blind model.
+
+        Raises: RecipeError: the bundle has no such table, or the ISO lies outside it.
+        """
+        return None if self.sigma_range is None else sigma_of_iso(self.manifest.iso_sigma, iso)
 
     def close(self) -> None:
         """Free the model, and the bundle if `open` opened it. Closing twice is allowed."""

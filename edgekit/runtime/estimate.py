@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.errors import ShapeError
+from edgekit.runtime.correlated import correlated_level
 from edgekit.runtime.pixels import full_scale
 
 _BLOCK = 32
@@ -29,10 +30,12 @@ class SigmaEstimate:
     Attributes:
         raw: what was measured, in 8-bit units.
         sigma: the same, within the range that the model takes.
+        correlated: whether the noise was found correlated between neighbours, as a camera leaves it.
     """
 
     raw: float
     sigma: float
+    correlated: bool = False
 
     @property
     def clamped(self) -> bool:
@@ -41,17 +44,22 @@ class SigmaEstimate:
 
 
 def estimate_sigma(image: NDArray[Any], allowed: tuple[float, float] = (0.0, 255.0)) -> SigmaEstimate:
-    """Estimate the standard deviation of white noise.
+    """Estimate the noise level that a denoiser is best told.
 
     The second differences along both axes (mask 1 -2 1 / -2 4 -2 / 1 -2 1) remove smooth structure; the median of
     their absolute values, over blocks of 32x32, is robust against edges; the lower fifth of the blocks is flat enough
     to show the noise rather than texture. Positions that touch black or white are left out: noise is cut off there.
 
     On photographs (CBSD68, McMaster) with white noise clipped to 8 bits, sigma 5 reads 5.4 to 5.8 on average, 15 reads
-    15.0 to 15.5, 25 reads 24.5 to 24.9, 50 reads 46 (clipping takes the rest), and 1.2 to 1.6 where there is none;
-    where everything is fine texture it reads several units too high. Noise that a camera has demosaicked, filtered or
-    compressed is correlated between neighbours, which these differences hardly see: there the estimate is far too
-    low, and giving sigma by hand is better.
+    15.0 to 15.5, 25 reads 24.5 to 24.9, 50 reads 46 (clipping takes the rest), and 1.8 to 2.4 where there is none;
+    where everything is fine texture it reads several units too high.
+
+    Noise that a camera has demosaicked, filtered or compressed is correlated between neighbours, which these
+    differences hardly see. Colour images are therefore looked at on coarser scales too (`correlated_level`); what is
+    clearly stronger there is the answer. It is no deviation then, but the level that a denoiser of white noise does
+    best with, mostly 1.2 to 2 times the deviation. Gray images keep the estimate for white noise, which is far too low
+    for a camera's: give sigma by hand there. Coloured texture in images with next to no noise passes for it, too: at
+    sigma 0 in 7 of those 86 photographs, at sigma 5 in none.
 
     Args:
         image: uint8, uint16 or float in 0..1, [H, W] or [H, W, C] without alpha, at least 3x3.
@@ -74,7 +82,10 @@ def estimate_sigma(image: NDArray[Any], allowed: tuple[float, float] = (0.0, 255
         raw = float(np.median(levels))
     else:
         raw = float(np.quantile(levels, _QUANTILE)) / _OF_PURE_NOISE
-    return SigmaEstimate(raw, min(max(raw, allowed[0]), allowed[1]))
+    coarse = correlated_level(image) if image.ndim == 3 and image.shape[2] == 3 else 0.0
+    correlated = coarse > raw
+    raw = max(raw, coarse)
+    return SigmaEstimate(raw, min(max(raw, allowed[0]), allowed[1]), correlated)
 
 
 def _block_levels(image: NDArray[Any]) -> Iterator[tuple[float, float]]:

@@ -13,19 +13,20 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor
 
-from edgekit import losses
+from edgekit import feature_loss, losses
 from edgekit.batch import Batch
 from edgekit.errors import CheckpointError, RecipeError, ShapeError, TrainingError
 from edgekit.models.base import DenoiserModel
 from edgekit.precision import resolve
 from edgekit.recipe import TrainSettings
 from edgekit.schedule import cosine
-from edgekit.train import noise
+from edgekit.train import neighbours, noise
 from edgekit.train.ema import WeightAverage
 from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
@@ -35,7 +36,7 @@ from edgekit.train.processes import as_launched, join, together
 from edgekit.train.replay import Mixed, Replay
 from edgekit.train.sampling import batches, stream
 from edgekit.train.state import FILE, load_state, save_state, weights_digest
-from edgekit.train.validation import denoise, evaluate, sample, validation_levels
+from edgekit.train.validation import denoise, evaluate, sample, to_tensor, validation_levels
 
 # Settings that change what is written when, and who computes it, not what is learned: a resumed run may have others.
 # What counts of the processes and their batches is the batch that they make together.
@@ -94,7 +95,9 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
     noise.get(settings.noise.model)
     batches(source, settings)
     parameter_groups(model, settings)
-    losses.weighted(settings.loss, torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))  # an unknown loss is named here
+    # An unknown loss is named here, and weights that are missing.
+    black = torch.zeros(1, source.channels, 16, 16)
+    losses.weighted(settings.loss, black, black, learned=feature_loss.learned(settings.loss, settings.feature_weights))
     if not settings.loss or min(settings.loss.values()) < 0 or sum(settings.loss.values()) == 0:
         raise RecipeError(
             f"loss is {settings.loss}: expected weights of at least 0, one of them above, e.g. {{'l1': 1.0}}"
@@ -107,6 +110,8 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
                 f"the {role} {network.arch} has {network.channels} channels, the images have {source.channels}: "
                 f"open the images with channels={network.channels}"
             )
+        if role == "model" and settings.self_supervised != "none":
+            neighbours.check(source, settings, network.stride, teacher=teacher is not None)
         if settings.patch % network.stride:
             raise RecipeError(
                 f"patch is {settings.patch}: the {role} {network.arch} takes multiples of {network.stride}"
@@ -180,6 +185,7 @@ class _Run:
             self.teacher = teacher.to(fabric.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.teacher.eval().requires_grad_(False)
         self.replay = replay
+        self.learned = feature_loss.learned(settings.loss, settings.feature_weights)
         self.identity = _identity(model, source, settings, teacher, fabric) | _replayed(replay) | dict(identity)
         self.step, self.rate = 0, 0.0
         # Of the steps since the last record; of the validations so far.
@@ -275,7 +281,7 @@ class _Run:
             # With several devices gradients are exchanged once a step, after the last part.
             waits = self.fabric.world_size > 1 and i + 1 < len(parts)
             with self.fabric.no_backward_sync(self.wrapped) if waits else nullcontext():
-                loss = self.loss(self.fabric.to_device(part)) / len(parts)
+                loss = self.loss(self.fabric.to_device(part), i) / len(parts)
                 self.fabric.backward(loss)
             total += loss.detach()
         norm = self.fabric.clip_gradients(
@@ -289,17 +295,35 @@ class _Run:
         self.loss_count += 1
         return value
 
-    def loss(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch, part: int = 0) -> Tensor:
+        balance = batch.sigma if self.settings.balance_sigma else None
+        if self.settings.self_supervised != "none":
+            return self.self_supervised_loss(batch, part, balance)
         noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
         output = self.wrapped(noisy, batch.sigma).float()
-        balance = batch.sigma if self.settings.balance_sigma else None
-        loss = losses.weighted(self.settings.loss, output, batch.clean, balance)
+        loss = losses.weighted(self.settings.loss, output, batch.clean, balance, learned=self.learned)
         if self.teacher is None:
             return loss
         with torch.no_grad(), self.fabric.autocast():
             taught = self.teacher(noisy, batch.sigma).float()
         share = self.settings.teacher_weight
-        return (1 - share) * loss + share * losses.weighted(self.settings.loss, output, taught, balance)
+        imitated = losses.weighted(self.settings.loss, output, taught, balance, learned=self.learned)
+        return (1 - share) * loss + share * imitated
+
+    def self_supervised_loss(self, batch: Batch, part: int, balance: Tensor | None) -> Tensor:
+        settings = self.settings
+        # Without state, as the batches are drawn: a resumed run draws what the unbroken one would.
+        rng = np.random.default_rng([settings.seed, self.step, part, self.fabric.global_rank])
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        weight = settings.self_supervised_weight * self.step / settings.steps
+        return neighbours.loss(
+            self.wrapped,
+            batch.noisy,
+            batch.sigma,
+            weight,
+            generator,
+            lambda output, other: losses.weighted(settings.loss, output, other, balance, learned=self.learned),
+        )
 
     def finite(self, loss: Tensor, norm: Tensor | None, rate: float) -> float:
         """The loss as a number; on every process the same answer, so that none waits for one that stopped."""
@@ -354,6 +378,9 @@ class _Run:
 
     def measure(self) -> dict[str, float]:
         added, held_out = self.settings.noise, self.source.held_out
+        if self.settings.self_supervised != "none":
+            with self.fabric.autocast():
+                return {"psnr": round(neighbours.score(self.average.model, held_out), 3)}
         if self.source.paired or added.model != "gaussian":
             found = evaluate(self.average.model, held_out, noise_settings=added, autocast=self.fabric.autocast)
             return {"psnr": round(found.psnr, 3), "ssim": round(found.ssim, 4)}
@@ -368,7 +395,12 @@ class _Run:
             return
         added = self.settings.noise
         sigma = 25.0 if added.model == "gaussian" and added.sigma[0] <= 25 <= added.sigma[1] else None
-        clean, noisy, level = sample(self.source.held_out[0], sigma, added)
+        if self.settings.self_supervised != "none":
+            pixels = self.source.held_out[0].pixels()[0]
+            clean = noisy = to_tensor(pixels)
+            level = torch.tensor([neighbours.level(pixels)])
+        else:
+            clean, noisy, level = sample(self.source.held_out[0], sigma, added)
         output = denoise(self.average.model, noisy, level, self.fabric.autocast)
         journal.images("held out: noisy, denoised, clean", [noisy, output, clean], self.step)
 

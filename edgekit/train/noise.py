@@ -12,6 +12,7 @@ from torch import Tensor
 
 from edgekit.errors import UnknownNameError
 from edgekit.recipe import NoiseSettings
+from edgekit.train import camera
 
 # (clean [N, C, H, W] in 0..1, settings, generator) -> (noisy, not clipped; the noise level [N] in 0..1).
 NoiseModel = Callable[[Tensor, NoiseSettings, torch.Generator], tuple[Tensor, Tensor]]
@@ -169,6 +170,10 @@ def _draw_mixed(clean: Tensor, settings: NoiseSettings, generator: torch.Generat
     return noisy
 
 
+def _draw_camera(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> Tensor:
+    return camera.draw(clean, settings, generator, jpeg)
+
+
 def _with_level(add: Callable[[Tensor, NoiseSettings, torch.Generator], Tensor]) -> NoiseModel:
     def model(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         noisy = add(clean, settings, generator)
@@ -183,4 +188,5 @@ MODELS: dict[str, NoiseModel] = {
     "salt-and-pepper": _with_level(_draw_impulses),
     "jpeg": _with_level(_draw_jpeg),
     "mixed": _with_level(_draw_mixed),
+    "camera": _with_level(_draw_camera),
 }

@@ -103,7 +103,7 @@ def train(
         source = open_images(
             source,
             channels=model.channels,
-            patch=settings.patch,
+            patch=settings.crop,
             validation_share=settings.validation_share,
             seed=settings.seed,
         )

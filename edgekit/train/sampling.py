@@ -12,7 +12,7 @@ from torch import Tensor
 from edgekit.batch import Batch
 from edgekit.errors import DataError
 from edgekit.recipe import TrainSettings
-from edgekit.train import noise, patches
+from edgekit.train import neighbours, noise, patches
 from edgekit.train.images import ImageSource
 
 
@@ -20,7 +20,8 @@ class Sampler:
     """`sampler(step)` draws the batch of a step; a stage of compression takes it as its `batches`.
 
     From clean images the noise is drawn by `settings.noise`. Pairs bring their own: sigma is then the root mean square
-    of noisy - clean over the crop.
+    of noisy - clean over the crop. With `self_supervised` the images themselves are noisy, and stand for the
+    clean ones.
 
     Args:
         source: the images; every one at least `settings.patch` large.
@@ -36,11 +37,11 @@ class Sampler:
         self, source: ImageSource, settings: TrainSettings, rank: int = 0, world: int = 1, stream: int = 0
     ) -> None:
         for picture in source.training:
-            if min(picture.shape[:2]) < settings.patch:
+            if min(picture.shape[:2]) < settings.crop:
                 height, width = picture.shape[:2]
                 raise DataError(
-                    f"{picture.name} is {width}x{height}, smaller than the {settings.patch}-pixel crop: "
-                    f"open the images with patch={settings.patch}, which leaves such ones out"
+                    f"{picture.name} is {width}x{height}, smaller than the {settings.crop}-pixel crop: "
+                    f"open the images with patch={settings.crop}, which leaves such ones out"
                 )
         self._pictures = source.training
         self._paired = source.paired
@@ -48,6 +49,7 @@ class Sampler:
         self._count = world * settings.batch
         self._stream = stream
         self._mine = slice(rank * settings.batch, (rank + 1) * settings.batch)
+        self._levels: dict[int, float] = {}
         areas = np.array([picture.shape[0] * picture.shape[1] for picture in source.training], np.float64)
         self._chances = areas / areas.sum()
 
@@ -66,6 +68,8 @@ class Sampler:
         picks = rng.choice(len(self._pictures), count, p=self._chances)
         if self._paired:
             return self._draw_pairs(picks.tolist(), rng)
+        if settings.self_supervised != "none":
+            return self._draw_noisy(picks.tolist(), rng)
         return self._draw(picks.tolist(), rng, generator)
 
     def _draw(self, picks: list[int], rng: np.random.Generator, generator: torch.Generator) -> Batch:
@@ -73,6 +77,20 @@ class Sampler:
         windows = (patches.crop(self._pictures[i].pixels()[0], settings.patch, settings.augment, rng) for i in picks)
         clean = _stack([patches.augment(window, settings.augment, rng) for window in windows])
         return Batch(clean, *noise.draw(clean, settings.noise, generator))
+
+    def _draw_noisy(self, picks: list[int], rng: np.random.Generator) -> Batch:
+        """Crops of noisy images, with their estimated levels; there are no clean ones."""
+        settings = self._settings
+        drawn = []
+        for i in picks:
+            noisy = self._pictures[i].pixels()[0]
+            if i not in self._levels:
+                self._levels[i] = neighbours.level(noisy)
+            _, window = patches.crop_pair(noisy, noisy, settings.crop, settings.augment, rng)
+            spacing = settings.self_supervised_spacing
+            drawn.append(window[::spacing, ::spacing])
+        noisy_batch = _stack(drawn)
+        return Batch(noisy_batch, noisy_batch, torch.tensor([self._levels[i] for i in picks]))
 
     def _draw_pairs(self, picks: list[int], rng: np.random.Generator) -> Batch:
         drawn = []

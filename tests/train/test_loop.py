@@ -265,7 +265,7 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "expected"),
     [
-        ({"loss": {"l3": 1.0}}, UnknownNameError, "unknown loss 'l3': expected one of charbonnier, l1, mse"),
+        ({"loss": {"l3": 1.0}}, UnknownNameError, "unknown loss 'l3': expected one of charbonnier, frequency, l1, mse"),
         ({"loss": {}}, RecipeError, r"loss is \{\}: expected weights"),
         ({"loss": {"l1": -1.0}}, RecipeError, "expected weights of at least 0"),
         ({"precision": "16-mixed", "accelerator": "cpu"}, RecipeError, "needs a GPU: expected bf16-mixed or 32-true"),

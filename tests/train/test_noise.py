@@ -134,6 +134,6 @@ def test_the_draw_that_the_shipped_weights_saw() -> None:
 
 def test_unknown_noise_is_named() -> None:
     with pytest.raises(
-        UnknownNameError, match=r"unknown noise model 'gausian': expected one of gaussian, .*did you mean"
+        UnknownNameError, match=r"unknown noise model 'gausian': expected one of camera, .*did you mean"
     ):
         noise.draw(flat(0.5), NoiseSettings(model="gausian"), generator())

@@ -109,3 +109,24 @@ def test_one_scene_cannot_be_split(tmp_path: Path) -> None:
         write(tmp_path / "clean" / f"{i}.png", 10)
     with pytest.raises(DataError, match="only one usable image"):
         open_images(tmp_path, patch=32)
+
+
+def test_shipped_weights_are_fine_tuned_on_pairs(tmp_path: Path) -> None:
+    from edgekit import models
+    from edgekit.cli.outcome import run
+    from edgekit.train.validation import evaluate
+
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:64, 0:64]
+    for k in range(4):
+        clean = 128 + 90 * np.sin(x / (6 + k))[..., None] * np.cos(y / 9 + np.arange(3)[:, None, None]).T
+        # Stripes: no noise that the weights know.
+        noisy = clean + 12 * (y % 2)[..., None] + rng.normal(0, 4, (64, 64, 3))
+        for side, pixels in (("clean", clean), ("noisy", noisy)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            Pillow.fromarray(np.clip(np.rint(pixels), 0, 255).astype(np.uint8)).save(tmp_path / side / f"{k}.png")
+    words = ["train", "dsunet-s", "--data", str(tmp_path), "--weights", "dsunet-s", "--steps", "30", "--patch", "48"]
+    assert run([*words, "--batch", "2", "--learning-rate", "1e-3", "--out", str(tmp_path / "run")]) == 0
+    held_out = open_images(tmp_path, patch=48).held_out
+    tuned = models.load(tmp_path / "run" / "model.safetensors")
+    assert evaluate(tuned, held_out).psnr > evaluate(models.load("dsunet-s"), held_out).psnr + 0.5

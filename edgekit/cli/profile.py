@@ -1,0 +1,62 @@
+"""profile: the noise of a camera from its own noisy images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from edgekit.cli import show
+from edgekit.cli.progress import Bars
+from edgekit.errors import OutputExistsError
+from edgekit.extras import needed
+
+_CHART, _RECIPE = "profile.html", "profile.yaml"
+
+
+def profile(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Noisy images, or folders of them named ISO100, ISO1600, ...")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the chart and the recipe.")] = Path("profile"),
+    target: Annotated[str, typer.Option(metavar="NAME", help="What the recipe exports for.")] = "tflite",
+    force: Annotated[bool, typer.Option("--force", help="Replace a chart and a recipe that are there.")] = False,
+) -> None:
+    """Fit the noise of noisy images, by ISO; writes a chart and a recipe."""
+    for path in (out / _CHART, out / _RECIPE):
+        if path.exists() and not force:
+            raise OutputExistsError(f"{path} exists: use --force to replace it, or name another folder with --out")
+    with needed("profile"), Bars() as bars:
+        from edgekit.profile import chart, iso_folders, measure, recipe_file
+        from edgekit.recipe import Recipe, make
+
+        folders, left = iso_folders(folder)
+        found = measure(folders, lambda stage, done, total: bars(stage, done, total))
+        recipe = recipe_file.text(found, folder.resolve().name, target)
+        import yaml
+
+        make(Recipe, yaml.safe_load(recipe), _RECIPE)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _CHART).write_text(chart.render(found, folder.resolve().name), encoding="utf-8")
+    (out / _RECIPE).write_text(recipe, encoding="utf-8")
+    if left:
+        typer.echo(f"note: left out, no ISO in the name: {', '.join(left)}", err=True)
+    rows = [
+        [
+            chart.name(p),
+            str(p.images),
+            f"{p.line.shot:.3g}",
+            f"{p.line.read:.2f}",
+            f"{p.sigma:.1f}",
+            "correlated" if p.correlated else "white",
+        ]
+        for p in found
+    ]
+    screen = show.console()
+    columns = ["", "images", "shot", "read", "sigma", "noise"]
+    screen.print(show.table(columns, rows, title="Variance = shot * x + read²", right="images,shot,read,sigma"))
+    screen.print(Text(f"-> {out / _CHART}, {out / _RECIPE}"), soft_wrap=True)
+    if any(p.correlated for p in found):
+        typer.echo("note: correlated noise: the lines are too low; sigma is the estimate of --sigma auto", err=True)

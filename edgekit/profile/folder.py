@@ -1,0 +1,109 @@
+"""Noisy images sorted by ISO, and the noise of each."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgekit.errors import DataError
+from edgekit.profile.line import NoiseProfile, fit
+from edgekit.runtime import images
+from edgekit.runtime.estimate import SigmaEstimate, estimate_sigma
+
+# ISO100, iso_3200, 1600
+_ISO = re.compile(r"(?:iso)?[ _-]*(\d{2,7})", re.IGNORECASE)
+_ALPHA = {2: 1, 4: 3}
+
+
+@dataclass(frozen=True)
+class IsoFolder:
+    """Images of one ISO; `iso` is None where the folder's name says none."""
+
+    iso: int | None
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class IsoProfile:
+    """What was found for one ISO.
+
+    Attributes:
+        iso: as the folder's name says.
+        images: how many were read.
+        line: the sensor's noise.
+        sigma: what a denoiser is best told, in 8-bit units.
+        correlated: whether most images' noise is correlated between neighbours: then `line` is too low, and `sigma` is
+            the median of the images' estimates; else it is the root mean square of the noise by the line.
+    """
+
+    iso: int | None
+    images: int
+    line: NoiseProfile
+    sigma: float
+    correlated: bool
+
+
+def iso_folders(folder: Path) -> tuple[list[IsoFolder], list[str]]:
+    """The images below a folder by ISO, the lowest first, and the names of folders that say none.
+
+    A folder without subfolders that are named after an ISO is taken whole.
+
+    Raises: DataError: no such folder, an ISO twice, or no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no folder at {folder}: expected noisy images, or folders of them named ISO100, ISO1600, ...")
+    below = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    named: dict[int, Path] = {}
+    for path in below:
+        if match := _ISO.fullmatch(path.name):
+            iso = int(match[1])
+            if iso in named:
+                raise DataError(f"{named[iso].name} and {path.name} in {folder} are both ISO {iso}: join them")
+            named[iso] = path
+    if not named:
+        own = _ISO.fullmatch(folder.resolve().name)
+        return [IsoFolder(int(own[1]) if own else None, tuple(images.list_images(folder)))], []
+    found = [IsoFolder(iso, tuple(images.list_images(named[iso]))) for iso in sorted(named)]
+    return found, [path.name for path in below if path not in named.values()]
+
+
+def measure(
+    folders: Sequence[IsoFolder], progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+) -> list[IsoProfile]:
+    """Fit the noise of each ISO; `progress` is told the files that were read. Raises: DataError."""
+    total = sum(len(folder.files) for folder in folders)
+    done = 0
+    found = []
+    for folder in folders:
+        estimates: list[SigmaEstimate] = []
+
+        def pixels(folder: IsoFolder = folder, estimates: list[SigmaEstimate] = estimates) -> Iterator[NDArray[Any]]:
+            # One image is in memory at a time.
+            nonlocal done
+            for file in folder.files:
+                image = _colours(images.load(file).pixels)
+                if min(image.shape[:2]) >= 3:
+                    estimates.append(estimate_sigma(image))
+                yield image
+                done += 1
+                progress("profile", done, total)
+
+        try:
+            line = fit(pixels())
+        except DataError as error:
+            raise DataError(f"{folder.files[0].parent}: {error}") from None
+        correlated = sum(e.correlated for e in estimates) > len(estimates) / 2
+        level = statistics.median(e.raw for e in estimates) if correlated else line.level
+        found.append(IsoProfile(folder.iso, len(folder.files), line, level, correlated))
+    return found
+
+
+def _colours(image: NDArray[Any]) -> NDArray[Any]:
+    planes = image[..., None] if image.ndim == 2 else image
+    return planes[..., : _ALPHA.get(planes.shape[2], planes.shape[2])]

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as pillow
+
+from benchmarks import real
+from edgekit.errors import DataError
+
+
+def _set(folder: Path, noisy: tuple[int, int] = (48, 64)) -> Path:
+    rng = np.random.default_rng(0)
+    for side, shape in (("noisy", noisy), ("mean", (48, 64))):
+        (folder / side).mkdir(parents=True)
+        pixels = np.clip(rng.normal(128, 10 * (side == "noisy"), (*shape, 3)), 0, 255).astype(np.uint8)
+        pillow.fromarray(pixels).save(folder / side / f"{side}_1.png")
+    return folder
+
+
+def test_the_estimate_is_held_against_the_best_fixed_level(tmp_path: Path) -> None:
+    (row,) = real.measure("dsunet-s", real.pairs(_set(tmp_path)))
+    assert row["noisy"] == pytest.approx(28.2, abs=0.3)
+    assert row["best"] >= row["fixed"] == max(row["by_sigma"].values()) > row["noisy"] + 5
+    assert row["auto"] > row["noisy"] + 5
+    assert row["auto"] == row["white"]
+
+
+def test_what_is_no_set_of_pairs_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no noisy/ and mean/ at .*--data"):
+        real.pairs(tmp_path)
+    with pytest.raises(DataError, match="do not hold the same images"):
+        real.pairs(_set(tmp_path, (40, 64)))

@@ -1,0 +1,124 @@
+"""Losses against values by hand, and the features of a tiny VGG that the test writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgekit import feature_loss, losses
+from edgekit.errors import CheckpointError, RecipeError, UnknownNameError
+from edgekit.feature_loss import VggFeatures
+from edgekit.recipe import TrainSettings, make
+
+
+def images(count: int = 2, channels: int = 3, side: int = 16) -> torch.Tensor:
+    return torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def vgg(tmp_path: Path) -> Path:
+    """Two blocks of VGG's shape, narrow and random, as torchvision writes a state dict."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for place, (inputs, outputs) in {0: (3, 4), 2: (4, 4), 5: (4, 6), 7: (6, 6)}.items():
+        state[f"features.{place}.weight"] = torch.randn(outputs, inputs, 3, 3, generator=generator)
+        state[f"features.{place}.bias"] = torch.randn(outputs, generator=generator)
+    state["classifier.0.weight"] = torch.zeros(2, 2)
+    torch.save(state, tmp_path / "vgg.pth")
+    return tmp_path / "vgg.pth"
+
+
+@pytest.mark.parametrize("name", sorted(losses.LOSSES))
+def test_each_loss_is_per_image_and_least_at_the_target(name: str) -> None:
+    target = images()
+    output = target.clone()
+    output[1] += 0.1
+    found = losses.LOSSES[name](output, target)
+    assert found.shape == (2,)
+    assert found[0] < 0.002  # Charbonnier's epsilon
+    assert found[1] > found[0] + 0.001
+
+
+def test_frequency_by_hand() -> None:
+    # A wave of 3 periods has two coefficients of N / 2 in an unscaled transform, of which the half spectrum holds one.
+    wave = torch.cos(2 * math.pi * 3 * torch.arange(16) / 16).expand(1, 1, 16, 16)
+    found = losses.frequency(wave, torch.zeros(1, 1, 16, 16))
+    assert found.item() == pytest.approx((256 / 2 / 16) / (16 * 9), rel=1e-5)
+    noise = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    ratio = losses.frequency(noise, torch.zeros_like(noise)) / losses.l1(noise, torch.zeros_like(noise))
+    assert ratio.item() == pytest.approx(1.11, rel=0.01)
+
+
+def test_frequency_teaches() -> None:
+    output = images().requires_grad_()
+    losses.weighted({"frequency": 1.0}, output, output.detach() * 0.5).backward()
+    assert output.grad is not None
+    assert output.grad.isfinite().all()
+    assert output.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_tell_images_apart(vgg: Path, channels: int) -> None:
+    loss = VggFeatures(vgg)
+    target = images(channels=channels)
+    assert torch.equal(loss(target, target), torch.zeros(2))
+    near, far = (loss(target + by * images(channels=channels).flip(3), target) for by in (0.01, 0.2))
+    assert (near > 0).all()
+    assert (near < far).all()
+    output = target.flip(2).clone().requires_grad_()
+    loss(output, target).sum().backward()
+    assert output.grad is not None
+    assert output.grad.abs().sum() > 0
+
+
+def test_features_by_hand(tmp_path: Path) -> None:
+    weight = torch.zeros(1, 3, 1, 1)
+    weight[0, 0] = 0.229  # undoes red's normalisation
+    state = {"features.0.weight": weight, "features.0.bias": torch.full((1,), 0.485)}
+    torch.save(state, tmp_path / "one.pth")
+    target = images()
+    output = target.clone()
+    output[:, 0] += 0.25
+    torch.testing.assert_close(VggFeatures(tmp_path / "one.pth")(output, target), torch.full((2,), 0.25))
+
+
+def test_a_mix_with_features(vgg: Path) -> None:
+    target, output = images(), images().flip(3)
+    learned = feature_loss.learned({"l1": 1.0, "feature": 0.5}, vgg)
+    found = losses.weighted({"l1": 1.0, "feature": 0.5}, output, target, learned=learned)
+    expected = losses.l1(output, target).mean() + 0.5 * VggFeatures(vgg)(output, target).mean()
+    torch.testing.assert_close(found, expected)
+
+
+def test_features_need_weights_that_the_user_has(tmp_path: Path, vgg: Path) -> None:
+    with pytest.raises(RecipeError, match="needs the weights of a VGG, .* does not download: .*feature_weights: vgg16"):
+        feature_loss.learned({"feature": 1.0}, None)
+    with pytest.raises(RecipeError, match="the loss has no part 'feature'"):
+        feature_loss.learned({"l1": 1.0}, vgg)
+    assert feature_loss.learned({"l1": 1.0}, None) == {}
+    with pytest.raises(CheckpointError, match=r"missing\.pth"):
+        feature_loss.learned({"feature": 1.0}, tmp_path / "missing.pth")
+    torch.save({"features.0.weight": torch.zeros(8, 1, 3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other\.pth is no VGG without batch norm: expected a torchvision"):
+        feature_loss.learned({"feature": 1.0}, tmp_path / "other.pth")
+
+
+def test_an_unknown_loss_is_named() -> None:
+    with pytest.raises(UnknownNameError, match="unknown loss 'frequenzy': .*did you mean 'frequency'"):
+        losses.weighted({"frequenzy": 1.0}, images(), images())
+
+
+def test_a_model_trains_on_them(
+    vgg: Path, tiny_model: Callable, leaves: object, quick: Callable, tmp_path: Path
+) -> None:
+    from edgekit.train.loop import fit
+
+    settings = quick(loss={"l1": 1.0, "frequency": 0.1, "feature": 0.01}, feature_weights=vgg)
+    before = tiny_model()
+    trained = fit(tiny_model(), leaves, settings, tmp_path / "run")
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), trained.parameters(), strict=True))
+    assert make(TrainSettings, settings.model_dump(mode="json")) == settings
