@@ -313,7 +313,7 @@ class _Run:
     def self_supervised_loss(self, batch: Batch, part: int, balance: Tensor | None) -> Tensor:
         settings = self.settings
         # Without state, as the batches are drawn: a resumed run draws what the unbroken one would.
-        rng = np.random.default_rng([settings.seed, self.step, part, self.fabric.global_rank])
+        rng = np.random.default_rng([settings.seed, self.step, part])
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         weight = settings.self_supervised_weight * self.step / settings.steps
         return neighbours.loss(
@@ -323,6 +323,8 @@ class _Run:
             weight,
             generator,
             lambda output, other: losses.weighted(settings.loss, output, other, balance, learned=self.learned),
+            self.fabric.global_rank,
+            self.fabric.world_size,
         )
 
     def finite(self, loss: Tensor, norm: Tensor | None, rate: float) -> float:

@@ -43,13 +43,20 @@ def level(image: Image) -> float:
     return estimate_sigma(image).raw / 255
 
 
-def subsample(images: Tensor, generator: torch.Generator) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+def subsample(
+    images: Tensor, generator: torch.Generator, rank: int = 0, world: int = 1
+) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Draw two pixels that share an edge in each 2x2 cell of images [N, C, H, W].
 
+    Args:
+        generator: in the same state on every process.
+        rank, world: which part of the global batch these images are, and of how many: the parts of several processes
+            draw what one process draws for all.
     Returns: a function from images of that size to two images [N, C, H/2, W/2]: of the first pixels, of the second.
     """
     count, _, height, width = images.shape
-    drawn = torch.randint(len(_PAIRS), (count, height // 2, width // 2), generator=generator)
+    drawn = torch.randint(len(_PAIRS), (world * count, height // 2, width // 2), generator=generator)
+    drawn = drawn[rank * count : (rank + 1) * count]
     places = _PAIRS[drawn].to(images.device)
 
     def take(whole: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,6 +76,8 @@ def loss(
     weight: float,
     generator: torch.Generator,
     distance: Callable[[Tensor, Tensor], Tensor],
+    rank: int = 0,
+    world: int = 1,
 ) -> Tensor:
     """The loss of Neighbor2Neighbor.
 
@@ -83,9 +92,10 @@ def loss(
         weight: of the regulariser.
         generator: a CPU generator.
         distance: the loss between images [N, C, H, W].
+        rank, world: as for `subsample`.
     Source: Huang et al. 2021, arXiv:2101.02824, equation 12.
     """
-    take = subsample(noisy, generator)
+    take = subsample(noisy, generator, rank, world)
     seen, other = take(noisy)
     output = network(seen.contiguous(memory_format=torch.channels_last), sigma).float()
     total = distance(output, other)

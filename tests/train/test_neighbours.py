@@ -51,6 +51,15 @@ def test_two_pixels_that_share_an_edge_of_every_cell() -> None:
         assert {*first[:, 0, row, column].tolist(), *second[:, 0, row, column].tolist()} <= cell
 
 
+def test_parts_of_a_batch_draw_what_the_whole_does() -> None:
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = neighbours.subsample(images, torch.Generator().manual_seed(1))(images)
+    for rank, part in enumerate((images[:2], images[2:])):
+        drawn = neighbours.subsample(part, torch.Generator().manual_seed(1), rank, world=2)(part)
+        for one, all_ in zip(drawn, whole, strict=True):
+            assert torch.equal(one, all_[2 * rank : 2 * rank + 2])
+
+
 def test_the_loss_by_hand() -> None:
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
