@@ -219,12 +219,17 @@ class QuantizeSettings(Settings):
     range_fit: Literal["least-squares", "extremes"] = "least-squares"
     # Take off biases what the rounding of weights adds on average.
     bias_correction: bool = True
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    # Of weights, in units of each layer's own scale: their root mean square over the root of a kernel's inputs.
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
     # Ranges are in units of their observed width.
     range_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
+    # The last share of the steps: weights stand still, ranges and biases adapt to the integers that they became.
+    settle_share: Annotated[float, Field(ge=0, lt=1)] = 1 / 3
+    bias_learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     warmup: Annotated[int, Field(ge=0)] = 20
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    # Short: an average of weights over many steps is rounded as none of them was.
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9
     # Weights of the distance to the float model's output, relative to that model's own error, and of the L1 distance to
     # the clean image, balanced over the noise levels.
     teacher_weight: Annotated[float, Field(ge=0)] = 1.0

@@ -11,7 +11,8 @@ import torch
 
 from edgekit.batch import Batch
 from edgekit.compress.program import QuantizedProgram
-from edgekit.compress.quantize import _loss, observe, quantize
+from edgekit.compress.qat import _loss, rates
+from edgekit.compress.quantize import observe, quantize
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import TrainingError
 from edgekit.models import DenoiserModel, create, load
@@ -94,6 +95,40 @@ def test_weights_of_nothing_are_refused() -> None:
     assert QuantizeSettings(teacher_weight=0, steps=0).steps == 0
 
 
+def test_rates_are_in_units_of_a_layers_scale() -> None:
+    model = tiny()
+    with torch.no_grad():
+        model.head.weight.fill_(0.3)  # type: ignore[union-attr, operator]
+        model.tail.weight.fill_(0.6)  # type: ignore[union-attr, operator]
+    found = rates(QuantizedProgram(model, SCHEME, RANGE), 0.5)
+    # 12 channels of 3x3 in, weights of 0.3: 0.5 * 0.3 / sqrt(108); the bias goes with its layer.
+    assert found["head.weight"] == pytest.approx(0.5 * 0.3 / 108**0.5)
+    assert found["head.bias"] == found["head.weight"]
+    # 32 channels of 3x3, weights of 0.6.
+    assert found["tail.weight"] == pytest.approx(0.5 * 0.6 / 288**0.5)
+
+
+def test_weights_stand_still_at_the_end() -> None:
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+    model = tiny()
+    program: list[QuantizedProgram] = []
+
+    def watch(done: int, total: int, text: str = "") -> None:
+        kept[done] = {name: value.detach().clone() for name, value in program[0].module.named_parameters()}
+
+    settings = QuantizeSettings(steps=9, calibration_batches=2, warmup=0, settle_share=1 / 3)
+    quantize(
+        model, SCHEME, settings, batches, photographs()[:2], sigma_range=RANGE, progress=watch,
+        on_calibrated=program.append,
+    )  # fmt: skip
+    weights = [name for name in kept[9] if name.endswith(".weight")]
+    biases = [name for name in kept[9] if name.endswith(".bias")]
+    assert all(not torch.equal(kept[6][name], kept[1][name]) for name in weights)
+    assert all(torch.equal(kept[9][name], kept[7][name]) for name in weights)
+    assert all(not torch.equal(kept[9][name], kept[7][name]) for name in biases)
+    assert all(p.requires_grad for p in program[0].module.parameters() if p.dim() > 1)
+
+
 def test_no_steps_is_calibration_alone() -> None:
     _, record = run(tiny(), steps=0)
     assert {str(s): db for s, db in record.db_after.items()} == record.details["db_calibrated"]
@@ -151,7 +186,7 @@ def test_a_gradient_that_is_nan_keeps_the_last_good_checkpoint(tmp_path: Path, m
         loss = _loss(*arguments)
         return loss if len(seen) < 3 else _NaNGradient.apply(loss)
 
-    monkeypatch.setattr("edgekit.compress.quantize._loss", poisoned)
+    monkeypatch.setattr("edgekit.compress.qat._loss", poisoned)
     settings = QuantizeSettings(steps=4, calibration_batches=1, save_every=1)
     with pytest.raises(TrainingError, match=r"quantize: the gradient became nan at step 2 .* good checkpoint is"):
         quantize(

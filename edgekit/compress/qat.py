@@ -1,0 +1,193 @@
+"""Quantization-aware training: ranges and weights learned together, then what integers cannot say by weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from edgekit.compress.batches import Batch, Batches, Progress
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.steps import Checkpoint, finite
+from edgekit.errors import RecipeError
+from edgekit.losses import weighted
+from edgekit.models.base import DenoiserModel
+from edgekit.recipe import QuantizeSettings
+from edgekit.schedule import Average, cosine
+
+# Mean squared error of rounding an image to 8 bits, in units of 0..1: no image is expected to be better.
+_ROUNDING = 1 / 255**2 / 12
+# Of the first phase's rate of ranges: they are near where they belong.
+_SETTLED_RANGES = 0.3
+# How much of the past the average of the second phase holds; nothing jumps there.
+_SETTLED_EMA = 0.95
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """Steps `first` to `last`, with the rates of what learns in them."""
+
+    first: int
+    last: int
+    rates: Mapping[nn.Parameter, float]
+    range_rate: float
+    ema: float
+
+
+def learn(
+    program: QuantizedProgram,
+    teacher: DenoiserModel,
+    settings: QuantizeSettings,
+    batches: Batches,
+    progress: Progress,
+    checkpoint: Checkpoint,
+) -> None:
+    """Learn a program whose ranges were observed, in two phases.
+
+    In the first, weights and ranges learn. A weight that ends near the middle between two integers jumps with every
+    small step, and no average of such weights is rounded as any of them was: what comes out is partly chance. So in
+    the second phase, the last `settle_share` of the steps, weights stand still, and ranges and biases, which are
+    fine enough not to be rounded, adapt to the integers that there are.
+
+    Args:
+        program: learned in place.
+        teacher: the float model.
+        settings: as for `quantize`.
+        batches: training batches by step number; the first `calibration_batches` are those that were observed.
+        progress: called after every step.
+        checkpoint: of this run.
+    Raises: RecipeError: nothing to learn from. TrainingError: the loss or its gradient is not finite.
+    Source: the jumps, Nagel et al. 2022, arXiv:2203.11086, who freeze weights one by one.
+    """
+    if not (settings.teacher_weight or settings.clean_weight):
+        raise RecipeError(
+            "teacher_weight and clean_weight are 0: nothing would tell the integers what to do; raise one"
+        )
+    ranges = [p for bounds in program.ranges for p in bounds.parameters() if p.requires_grad]
+    state = checkpoint.load()
+    start = 0 if state is None else int(state["step"])
+    if state is not None:
+        program.module.load_state_dict(state["program"])
+    for phase in _phases(program, settings):
+        # A run that stopped at the end of a phase still has to take that phase's average.
+        if phase.last < start or phase.first == phase.last:
+            continue
+        optimizer = torch.optim.Adam(
+            [
+                *({"params": [p], "peak": rate} for p, rate in phase.rates.items()),
+                {"params": ranges, "peak": phase.range_rate},
+            ]
+        )
+        average = Average([*phase.rates, *ranges], phase.ema)
+        if state is not None and start > phase.first:
+            optimizer.load_state_dict(state["optimizer"])
+            average.load_state_dict(state["average"])
+        moving = {id(p) for p in phase.rates}
+        still = [p for p in _weights(program).values() if p.requires_grad and id(p) not in moving]
+        for parameter in still:
+            parameter.requires_grad_(False)
+        for step in range(max(start, phase.first), phase.last):
+            for group in optimizer.param_groups:
+                group["lr"] = cosine(step - phase.first, phase.last - phase.first, group["peak"], settings.warmup)
+            value = _step(program, teacher, settings, batches, checkpoint, optimizer, step, list(phase.rates), ranges)
+            average.update(step - phase.first)
+            done = step + 1
+            if done % settings.save_every == 0 or done == settings.steps:
+                checkpoint.save(
+                    step=done,
+                    program=program.module.state_dict(),
+                    optimizer=optimizer.state_dict(),
+                    average=average.state_dict(),
+                )
+            progress(done, settings.steps, f"loss {value:.4f}")
+        average.apply()
+        for parameter in still:
+            parameter.requires_grad_(True)
+
+
+def rates(program: QuantizedProgram, learning_rate: float) -> dict[str, float]:
+    """The peak rate of each weight and bias by name: `learning_rate` in units of its layer's own scale.
+
+    Adam moves every number by the rate, whatever its size. In step, n inputs move an output by n times the rate, while
+    weights of root mean square w make it of the order of w times the root of n. So the unit is w / sqrt(n), and a
+    rate means the same relative change in a layer of 9 large weights as in one of 864 small ones.
+
+    Source: as Adam's rates are scaled by width in Yang et al. 2022, arXiv:2203.03466.
+    """
+    weights = _weights(program)
+    units = {
+        _layer(name): float(p.detach().square().mean().sqrt()) / p[0].numel() ** 0.5
+        for name, p in weights.items()
+        if p.dim() > 1
+    }
+    # A parameter of no convolution has the unit of the layers' middle.
+    middle = sorted(units.values())[len(units) // 2]
+    return {name: learning_rate * units.get(_layer(name), middle) for name in weights}
+
+
+def _weights(program: QuantizedProgram) -> dict[str, nn.Parameter]:
+    """Every parameter but the ranges, by name."""
+    ranges = {id(p) for bounds in program.ranges for p in bounds.parameters()}
+    return {name: p for name, p in program.module.named_parameters() if id(p) not in ranges}
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _phases(program: QuantizedProgram, settings: QuantizeSettings) -> tuple[_Phase, _Phase]:
+    weights, peaks = _weights(program), rates(program, settings.learning_rate)
+    every = {p: peaks[name] for name, p in weights.items()}
+    biases = {p: settings.bias_learning_rate for p in every if p.dim() == 1}
+    middle = settings.steps - round(settings.settle_share * settings.steps)
+    return (
+        _Phase(0, middle, every, settings.range_learning_rate, settings.ema),
+        _Phase(middle, settings.steps, biases, _SETTLED_RANGES * settings.range_learning_rate, _SETTLED_EMA),
+    )
+
+
+def _step(
+    program: QuantizedProgram,
+    teacher: DenoiserModel,
+    settings: QuantizeSettings,
+    batches: Batches,
+    checkpoint: Checkpoint,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    weights: list[nn.Parameter],
+    ranges: list[nn.Parameter],
+) -> float:
+    batch = batches(settings.calibration_batches + step)
+    loss = _loss(program, teacher, settings, batch)
+    rate = max(group["lr"] for group in optimizer.param_groups[:-1]) if weights else 0.0
+    value = finite(loss, "loss", stage="quantize", step=step, rate=rate, checkpoint=checkpoint)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+    # Ranges are not clipped: a few scalars, each with a rate of its own kind.
+    norm = norm + torch.nn.utils.get_total_norm([p.grad for p in ranges if p.grad is not None])
+    finite(norm, "gradient", stage="quantize", step=step, rate=rate, checkpoint=checkpoint)
+    optimizer.step()
+    return value
+
+
+def _loss(program: QuantizedProgram, teacher: DenoiserModel, settings: QuantizeSettings, batch: Batch) -> Tensor:
+    """The distance to the float model's output, relative to that model's own error; and to the clean images.
+
+    An image whose squared distance to the float output is a share s of the float model's own squared error loses about
+    10 log10(1 + s) dB: each level of noise counts as the dB that it loses. And where integers can do what floats do,
+    this is zero, unlike the distance to a clean image, which stays large whatever is learned.
+    """
+    output = program(batch.noisy, batch.sigma)
+    loss = output.new_zeros(())
+    if settings.teacher_weight:
+        with torch.no_grad():
+            # In float32: what bfloat16 rounds away is more than what is left to learn at low noise.
+            taught = teacher(batch.noisy.contiguous(memory_format=torch.channels_last), batch.sigma)
+        own = (taught - batch.clean).square().flatten(1).mean(1) + _ROUNDING
+        loss = loss + settings.teacher_weight * ((output - taught).square().flatten(1).mean(1) / own).mean()
+    if settings.clean_weight:
+        loss = loss + settings.clean_weight * weighted({"l1": 1.0}, output, batch.clean, batch.sigma)
+    return loss
