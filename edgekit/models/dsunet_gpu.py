@@ -54,9 +54,7 @@ class GPUDSUNet(ShuffledUNet):
             nn.ConvTranspose2d(up.in_channels, up.out_channels // 4, 2, stride=2)  # type: ignore[operator, arg-type]
             for up in self.up
         )
-        tail = nn.ConvTranspose2d(self.tail.in_channels, channels, 6, stride=2, padding=2)
-        del self.tail
-        self.tail = tail
+        self.tail = nn.ConvTranspose2d(self.tail.in_channels, channels, 6, stride=2, padding=2)
 
     def _enter(self, noisy: Tensor) -> Tensor:
         x: Tensor = self.head(noisy)

@@ -66,6 +66,6 @@ class EDSR(DenoiserModel):
         return {
             "channels": self.channels,
             "width": self.head.out_channels,
-            "blocks": [block.expand.out_channels for block in self.body],
+            "blocks": [block.get_parameter("expand.weight").shape[0] for block in self.body],
             "res_scale": self.res_scale,
         }

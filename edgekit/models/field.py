@@ -33,6 +33,6 @@ class Field(NamedTuple):
         more = self.step - step
         return Field(step, self.before + more, self.after + more)
 
-    def __or__(self, other: Field) -> Field:  # type: ignore[override]
+    def __or__(self, other: Field) -> Field:
         """Behind an addition or concatenation of two tensors of the same step."""
         return Field(self.step, max(self.before, other.before), max(self.after, other.after))

@@ -31,6 +31,7 @@ class MultiScaleBlock(nn.Module):
 
     def __init__(self, width: int, growth: Sequence[int], branch: int, dilations: Sequence[int]) -> None:
         super().__init__()
+        self.dilations = list(dilations)
         inputs = [width + sum(growth[:place]) for place in range(len(growth))]
         self.dense = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(inputs, growth, strict=True))
         self.point = nn.Conv2d(width, branch, 1)
@@ -120,26 +121,27 @@ class MRDN(DenoiserModel):
         clean: Tensor = noisy + self.tail(F.pixel_shuffle(self.up(x), 2))
         return clean
 
-    def _blocks(self) -> list[MultiScaleBlock]:
-        return [block for group in self.groups for block in group.blocks]
-
     @property
     def halo(self) -> int:
         field = Field().conv(3).conv(4, stride=2)
-        for block in self._blocks():
+        for block in _blocks(self.groups):
             # The dense layers stand behind one another, the branch's beside them.
-            farthest = max(len(block.dense), *(layer.dilation[0] for layer in block.atrous))  # type: ignore[operator, index, type-var]
-            field = field.conv(2 * farthest + 1)
+            field = field.conv(2 * max(len(block.dense), *block.dilations) + 1)
         return field.finer().conv(3).radius
 
     def config(self) -> dict[str, Any]:
-        first = self._blocks()[0]
+        first = _blocks(self.groups)[0]
         return {
             "channels": self.channels,
             "width": self.head.out_channels,
             "groups": [
-                [[layer.out_channels for layer in block.dense] for block in group.blocks] for group in self.groups
+                [[layer.get_parameter("weight").shape[0] for layer in block.dense] for block in _blocks(group)]
+                for group in self.groups
             ],
             "branch": first.point.out_channels,
-            "dilations": [layer.dilation[0] for layer in first.atrous],  # type: ignore[operator, index]
+            "dilations": first.dilations,
         }
+
+
+def _blocks(module: nn.Module) -> list[MultiScaleBlock]:
+    return [block for block in module.modules() if isinstance(block, MultiScaleBlock)]

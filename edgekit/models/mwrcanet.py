@@ -21,38 +21,34 @@ _HAAR = ((0.5, 0.5, 0.5, 0.5), (0.5, 0.5, -0.5, -0.5), (0.5, -0.5, 0.5, -0.5), (
 _REDUCTION = 16
 
 
-class Haar(nn.Module):
-    """The Haar transform of each channel: [N, C, H, W] -> [N, 4C, H/2, W/2], the four bands of a channel together.
+class FixedConv(nn.Conv2d):
+    """A convolution without bias whose weights are part of the architecture: stored with it, never trained."""
 
-    A grouped convolution of fixed weights, so that every exporter knows it.
-    """
+    def __init__(self, inputs: int, outputs: int, kernel: int, weight: Tensor, *, groups: int) -> None:
+        super().__init__(inputs, outputs, kernel, stride=kernel, groups=groups, bias=False)
+        shape = self.weight.shape
+        del self.weight
+        self.register_buffer("weight", weight.reshape(shape))
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.channels = channels
-        self.register_buffer("weight", _bands(channels).reshape(-1, 1, 2, 2), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight, stride=2, groups=self.channels)  # type: ignore[arg-type]
+def haar(channels: int) -> FixedConv:
+    """The Haar transform of each channel: [N, C, H, W] -> [N, 4C, H/2, W/2], the four bands of a channel together."""
+    return FixedConv(channels, 4 * channels, 2, torch.tensor(_HAAR).repeat(channels, 1), groups=channels)
 
 
 class InverseHaar(nn.Module):
-    """The inverse of `Haar`: [N, 4C, H, W] -> [N, C, 2H, 2W].
+    """The inverse of `haar`: [N, 4C, H, W] -> [N, C, 2H, 2W].
 
-    A 1x1 convolution and a pixel-shuffle: no exporter takes a grouped transposed convolution.
+    A 1x1 convolution and a pixel-shuffle: exporters know no transposed convolution with groups.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.channels = channels
-        self.register_buffer("weight", _bands(channels).reshape(-1, 4, 1, 1), persistent=False)
+        weight = torch.tensor(_HAAR).repeat(channels, 1)
+        self.bands = FixedConv(4 * channels, 4 * channels, 1, weight, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(F.conv2d(x, self.weight, groups=self.channels), 2)  # type: ignore[arg-type]
-
-
-def _bands(channels: int) -> Tensor:
-    return torch.tensor(_HAAR).repeat(channels, 1)
+        return F.pixel_shuffle(self.bands(x), 2)
 
 
 class AttentionBlock(nn.Module):
@@ -119,7 +115,7 @@ class MWRCANet(DenoiserModel):
         self.channels = channels
         self.stride = 2 ** len(widths)
         finer = [channels, *widths[:-1]]
-        self.split = nn.ModuleList(Haar(w) for w in finer)
+        self.split = nn.ModuleList(haar(w) for w in finer)
         self.enter = nn.ModuleList(
             nn.Sequential(nn.Conv2d(4 * a, b, 3, padding=1), nn.PReLU()) for a, b in zip(finer, widths, strict=True)
         )
@@ -161,6 +157,6 @@ class MWRCANet(DenoiserModel):
     def config(self) -> dict[str, Any]:
         return {
             "channels": self.channels,
-            "widths": [group.join.out_channels for group in self.down],
+            "widths": [group.get_parameter("join.weight").shape[0] for group in self.down],
             "blocks": len(self.down[0].blocks),  # type: ignore[arg-type]
         }

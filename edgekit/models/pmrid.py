@@ -157,16 +157,16 @@ class PMRID(DenoiserModel):
 
     def config(self) -> dict[str, Any]:
         def width(layer: nn.Module) -> int:
-            return layer.pointwise.out_channels  # type: ignore[union-attr, return-value]
+            return layer.get_parameter("pointwise.weight").shape[0]
 
         stages = [self.get_submodule(f"dec{level}") for level in self._levels()]
         return {
             "channels": self.channels,
             "widths": [
-                self.conv0.conv.out_channels,
+                self.get_parameter("conv0.conv.weight").shape[0],
                 *(width(self._blocks(level)[0].conv2) for level in self._levels()),
             ],
             "encoder": [[width(block.conv1) for block in self._blocks(level)] for level in self._levels()],
-            "decoder": [width(self.encdec), *(stage.upsample.out_channels for stage in stages)],
+            "decoder": [width(self.encdec), *(stage.get_parameter("upsample.weight").shape[1] for stage in stages)],
             "scale": self.scale,
         }

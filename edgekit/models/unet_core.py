@@ -77,7 +77,7 @@ class ShuffledUNet(DenoiserModel):
         self.decoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, decoder, strict=False))
         joined = widths[0] + up_width
         self.finish = nn.Conv2d(joined, finish, 1) if finish else None
-        self.tail = nn.Conv2d(finish or joined, 4 * channels, 3, padding=1)
+        self.tail: nn.Conv2d | nn.ConvTranspose2d = nn.Conv2d(finish or joined, 4 * channels, 3, padding=1)
 
     @classmethod
     def _blocks(cls, width: int, hidden: Sequence[int]) -> nn.Sequential:
