@@ -26,7 +26,7 @@ def models() -> None:
                     f"{model.parameter_count():,}",
                     str(model.halo),
                     str(model.stride),
-                    "gray" if model.channels == 1 else "RGB",
+                    {1: "gray", 3: "RGB", 4: "packed Bayer"}[model.channels],
                     "yes" if name in shipped else "no",
                     header.get("licence", ""),
                 ]
