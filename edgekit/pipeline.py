@@ -275,6 +275,13 @@ def _prepare(recipe: Recipe) -> tuple[list[Target], DenoiserModel, DenoiserModel
     _check_names(recipe)
     original, teacher = _models(recipe)
     check_tile(recipe.tile, original)
+    if original.pools_globally:
+        _log.warning(
+            "%s averages over its whole input: each tile of %d gets averages of its own, so the result depends on the "
+            "tile, and tiles may not join without a seam (docs/models.md)",
+            recipe.model,
+            recipe.tile,
+        )
     if recipe.data is not None:
         check_folder(recipe.data)
     return chosen, original, teacher
