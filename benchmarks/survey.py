@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks import results
 from benchmarks.console import say, show
+from benchmarks.tables import export_verdict
 from edgekit.bundle.manifest import Variant
 from edgekit.compress.program import QuantizedProgram
 from edgekit.errors import first_line
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         rows.sort(key=lambda row: (row["arch"], row["target"], row["precision"]))
         # Kept after each, so that the same command goes on from there.
         results.save(options.out, {**results.about(settings), "models": [facts(n) for n in names()], "rows": rows})
-    lines = [[r["arch"], r["target"], r["precision"], verdict(r), r["blocks"]] for r in rows]
+    lines = [[r["arch"], r["target"], r["precision"], export_verdict(r), r["blocks"]] for r in rows]
     show("Exports", ["architecture", "target", "precision", "exports", "what stands in the way"], lines, texts=5)
     return 0
 
@@ -182,11 +183,3 @@ def _in_torch(model: DenoiserModel, noisy: NDArray[np.uint8]) -> NDArray[np.floa
 
 def _counted(kinds: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-
-
-def verdict(row: Mapping[str, Any]) -> str:
-    """A row in a word: yes, no, or the share of the MACs that became integers."""
-    if not row["exports"]:
-        return "no"
-    share = row.get("int8_share")
-    return "yes" if share is None or round(100 * share) == 100 else f"{share:.0%} of MACs"

@@ -22,7 +22,7 @@ from typing import Any
 # So that `python benchmarks/tables.py` finds its neighbours as `python -m benchmarks.tables` does.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import published, results, survey
+from benchmarks import published, results
 from benchmarks.console import leave, say
 from benchmarks.contestants import STUDENT, TEACHER
 from benchmarks.sets import ROOT, SIGMAS
@@ -337,6 +337,14 @@ def zoo(folder: Path) -> str:
     return f"{table}\n\n{what} `python -m benchmarks.exports`."
 
 
+def export_verdict(row: Mapping[str, Any]) -> str:
+    """A row in a word: yes, no, or the share of the MACs that became integers."""
+    if not row["exports"]:
+        return "no"
+    share = row.get("int8_share")
+    return "yes" if share is None or round(100 * share) == 100 else f"{share:.0%} of MACs"
+
+
 def exported(folder: Path) -> str:
     """Each architecture and target: whether it exports, and what stands in the way."""
     found = results.load(folder / "exports.json")
@@ -345,7 +353,7 @@ def exported(folder: Path) -> str:
         # Of the two precisions the integers are the question; the float row only where it says something else.
         if row["precision"] == "fp32" and row["exports"] and not row["blocks"]:
             continue
-        lines.append([row["arch"], row["target"], row["precision"], survey.verdict(row), row["blocks"]])
+        lines.append([row["arch"], row["target"], row["precision"], export_verdict(row), row["blocks"]])
     errors = [row["largest_error"] for row in found["rows"] if row["precision"] == "fp32" and "largest_error" in row]
     versions = found["versions"]
     what = (

@@ -49,14 +49,14 @@ def test_what_a_library_says_is_the_finding(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(target, "lower", refuse, raising=False)
     row = survey._export(survey.cut("edsr-s"), target, "fp32", tile())
     assert row == {"exports": False, "blocks": "no such operator"}
-    assert survey.verdict(row) == "no"
+    assert tables.export_verdict(row) == "no"
 
 
 @pytest.mark.parametrize(
     ("share", "words"), [(None, "yes"), (1, "yes"), (0.95, "95% of MACs"), (0.0, "0% of MACs"), (0.9999, "yes")]
 )
 def test_verdicts(share: float | None, words: str) -> None:
-    assert survey.verdict({"exports": True, "int8_share": share}) == words
+    assert tables.export_verdict({"exports": True, "int8_share": share}) == words
 
 
 @pytest.fixture
