@@ -1,7 +1,7 @@
 """Whole models as a target's files, so that they run in the same runtime as a bundle: float, and INT8 by calibration.
 
 What these figures are compared with is the bundle that `edgekit compress` makes: pruned, distilled, and quantized with
-training (QAT).
+training (QAT). As a script: which architecture exports to which target (benchmarks/survey.py).
 """
 
 from __future__ import annotations
@@ -151,3 +151,10 @@ def _golden(files: Bundle, tiles: GoldenImages, count: int) -> Golden:
         thresholds=files.manifest.thresholds,
         kernels=kernels,
     )
+
+
+if __name__ == "__main__":
+    from benchmarks import survey
+    from benchmarks.console import leave
+
+    leave(survey.main)

@@ -34,6 +34,7 @@ FILES = {
     ROOT / "docs" / "benchmarks.md": ("quality", "ssim", "published", "latency"),
     ROOT / "docs" / "int8.md": ("int8",),
     ROOT / "docs" / "compression.md": ("ablation",),
+    ROOT / "docs" / "models.md": ("zoo", "exports"),
     **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in (STUDENT, TEACHER)},
 }
 _BLOCK = re.compile(r"(?P<begin><!-- generated:(?P<name>[\w-]+) -->\n).*?(?P<end><!-- /generated:(?P=name) -->)", re.S)
@@ -301,6 +302,71 @@ def means(folder: Path) -> str:
     return f"{_markdown(columns, lines, 2)}\n\n{what}"
 
 
+def zoo(folder: Path) -> str:
+    """Every registered model: where it comes from, what it costs, where it runs."""
+    found = results.load(folder / "exports.json")
+    rows = {(row["arch"], row["target"], row["precision"]): row for row in found["rows"]}
+    lines = []
+    for model in found["models"]:
+        halo = f"{model['halo']}{' and all' if model['pools_globally'] else ''}"
+        cells = [
+            f"{model['parameters'] / 1e3:,.0f}",
+            f"{model['macs_per_pixel'] / 1e3:.1f}",
+            halo,
+            str(model["stride"]),
+        ]
+        # One architecture, one answer: operators do not depend on widths.
+        targets = []
+        for target in dict.fromkeys(target for _, target, _ in rows):
+            made = [
+                p for p in ("int8", "fp32", "fp16") if (row := rows.get((model["arch"], target, p))) and row["exports"]
+            ]
+            targets += [f"{target} {made[0]}"] if made else []
+        kind = {1: "gray", 3: "RGB", 4: "Bayer"}[model["channels"]] + (", blind" if model["blind"] else "")
+        lines.append([model["name"], model["source"], kind, *cells, ", ".join(targets)])
+    columns = ["model", "source", "images", "thousand parameters", "kMAC/px", "halo px", "stride", "exports"]
+    table = _markdown(columns, lines, 3)
+    # The last column is text again.
+    head, rule, *rest = table.splitlines()
+    table = "\n".join([head, rule.removesuffix("---: |") + "--- |", *rest])
+    what = (
+        "Sizes are those of the preset as it is registered. *And all*: the halo is that of the convolutions, and "
+        "averages over the whole input come on top (see below). *Exports* names the smallest type that a target's file "
+        "came out in; the table below says what of it really is int8."
+    )
+    return f"{table}\n\n{what} `python -m benchmarks.exports`."
+
+
+def export_verdict(row: Mapping[str, Any]) -> str:
+    """A row in a word: yes, no, or the share of the MACs that became integers."""
+    if not row["exports"]:
+        return "no"
+    share = row.get("int8_share")
+    return "yes" if share is None or round(100 * share) == 100 else f"{share:.0%} of MACs"
+
+
+def exported(folder: Path) -> str:
+    """Each architecture and target: whether it exports, and what stands in the way."""
+    found = results.load(folder / "exports.json")
+    lines = []
+    for row in found["rows"]:
+        # Of the two precisions the integers are the question; the float row only where it says something else.
+        if row["precision"] == "fp32" and row["exports"] and not row["blocks"]:
+            continue
+        lines.append([row["arch"], row["target"], row["precision"], export_verdict(row), row["blocks"]])
+    errors = [row["largest_error"] for row in found["rows"] if row["precision"] == "fp32" and "largest_error" in row]
+    versions = found["versions"]
+    what = (
+        f"Every width and number of blocks cut to {found['settings']['cut']}, random weights, one tile; ranges from "
+        "that tile. *yes* for int8: every multiply-accumulate in integers; a share where less. Float rows with nothing "
+        f"to say are left out; all float files that came out are within {max(errors):.2f} levels of 255 of the network "
+        f"in torch. edgekit {versions['edgekit']}, litert-torch {versions.get('litert-torch', 'not installed')}, "
+        f"torch {versions.get('torch', 'not installed')}. `python -m benchmarks.exports`."
+    )
+    table = _markdown(["architecture", "target", "precision", "exports", "what stands in the way"], lines, 5)
+    return f"{table}\n\n{what}"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "quality": quality,
     "ssim": similarity,
@@ -309,6 +375,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "picture": picture,
     "int8": integers,
     "ablation": means,
+    "zoo": zoo,
+    "exports": exported,
     **{f"card-{name}": functools.partial(card, model=name) for name in (STUDENT, TEACHER)},
 }
 

@@ -299,6 +299,13 @@ def _prepare(recipe: Recipe, given: Given | None = None) -> tuple[list[Target], 
         licences.check_clean({**parts, "data": (str(recipe.data or "built-in"), licences.of_images(recipe.data))})
     original, teacher = _models(recipe) if given is None else (given.original, None)
     check_tile(recipe.tile, original)
+    if original.pools_globally:
+        _log.warning(
+            "%s averages over its whole input: each tile of %d gets averages of its own, so the result depends on the "
+            "tile, and tiles may not join without a seam (docs/models.md)",
+            recipe.model,
+            recipe.tile,
+        )
     if recipe.data is not None:
         check_folder(recipe.data)
     return chosen, original, teacher

@@ -26,7 +26,7 @@ from edgekit.runtime.denoiser import open as open_bundle
 from edgekit.runtime.images import load
 
 COMMANDS = (
-    "compress", "train", "finetune", "search", "profile", "check", "bench", "denoise", "inspect", "models", "doctor",
+    "compress", "train", "lint", "finetune", "search", "profile", "check", "bench", "denoise", "inspect", "models", "doctor",
 )  # fmt: skip
 
 
@@ -461,7 +461,28 @@ def test_train_writes_weights_and_a_recipe_that_trains_them_again(edgekit: Termi
     )
 
 
-# --- models and doctor
+# --- lint, models and doctor
+
+
+def test_lint_passes_or_names_what_is_refused(edgekit: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgekit.targets import gpu_delegate
+    from edgekit.targets.gpu_delegate import Refusal
+
+    monkeypatch.setattr(gpu_delegate, "refusals", lambda model: ())
+    said = edgekit("lint", "dsunet-gpu-s")
+    assert said.code == 0
+    assert said.out.strip() == "PASS  dsunet-gpu-s: every operator is on the list of LiteRT's GPU delegate"
+    refusal = Refusal("DEPTH_TO_SPACE", "tail", "is not on its list", "a transposed convolution")
+    monkeypatch.setattr(gpu_delegate, "refusals", lambda model: (refusal, refusal))
+    said = edgekit("lint", "dsunet-s", "--delegate", "gpu")
+    assert said.code == 1
+    assert all(word in said.out for word in ("DEPTH_TO_SPACE", "tail", "a transposed convolution"))
+    assert "FAIL  dsunet-s: 2 operators that LiteRT's GPU delegate leaves to the CPU" in said.out
+
+
+def test_lint_names_what_it_does_not_know(edgekit: Terminal) -> None:
+    assert "unknown delegate 'npu': expected one of gpu" in edgekit("lint", "dsunet-s", "--delegate", "npu").error()
+    assert "unknown model 'dsunet-x': expected one of" in edgekit("lint", "dsunet-x").error()
 
 
 def test_models_lists_every_model_with_its_cost(edgekit: Terminal) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit._version import __version__
-from edgekit.cli import bench, denoise, device, finetune, host, overview, profile, search
+from edgekit.cli import bench, denoise, device, finetune, host, lint, overview, profile, search
 
 app = typer.Typer(
     name="edgekit",
@@ -38,6 +38,7 @@ def _top(
 for command in (
     host.compress,
     host.train,
+    lint.lint,
     finetune.finetune,
     search.search,
     profile.profile,

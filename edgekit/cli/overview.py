@@ -26,7 +26,7 @@ def models() -> None:
                     f"{model.parameter_count():,}",
                     str(model.halo),
                     str(model.stride),
-                    "gray" if model.channels == 1 else "RGB",
+                    {1: "gray", 3: "RGB", 4: "packed Bayer"}[model.channels],
                     *(("no", "", "", "") if terms is None else ("yes", terms.use, terms.licence, terms.trained_on)),
                 ]
             )

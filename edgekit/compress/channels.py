@@ -16,6 +16,8 @@ from edgekit.models.base import DenoiserModel
 
 # Two ways of computing the same sums in float32 differ by about this share of the largest value.
 _TOLERANCE = 1e-4
+# Of those why a network cannot be pruned; a deep one has hundreds.
+_MOST_REASONS = 6
 
 
 class Channels:
@@ -50,7 +52,9 @@ class Channels:
             else:
                 self.kept[name] = reason
         if not self.sizes:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.kept.items())
+            shown = [f"{name}: {reason}" for name, reason in list(self.kept.items())[:_MOST_REASONS]]
+            more = [f"and {len(self.kept) - len(shown)} more"] if len(self.kept) > len(shown) else []
+            reasons = "; ".join([*shown, *more])
             raise RecipeError(
                 f"{model.arch} cannot be pruned in steps of {round_to} channels ({reasons}); use --prune 0, or a "
                 "smaller pruning.round_to in a recipe"
@@ -143,7 +147,8 @@ class Channels:
                         layer.weight[:, inputs] = 0  # type: ignore[operator]
                 silenced = whole(noisy, sigma)
         except Exception as error:  # noqa: BLE001 - whatever tracing, cutting or the model raises, the group stays
-            return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+            words = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+            return "its widths follow from others" if "loading state_dict" in words else words
         if rebuilt.shape != silenced.shape or (rebuilt - silenced).abs().max() > _TOLERANCE * silenced.abs().max():
             return "what is left does not compute the same"
         return None
@@ -179,7 +184,9 @@ def _trace(model: DenoiserModel) -> tuple[Any, dict[str, int]]:
     groups: dict[str, int] = {}
     seen: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module not in seen:
+        # Fixed weights, such as a wavelet's, are no parameters: torch-pruning has no way to cut them.
+        own = isinstance(getattr(module, "weight", None), nn.Parameter)
+        if own and isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module not in seen:
             size = graph.get_out_channels(module)
             groups[name] = size
             for dependency, _ in _group(graph, module, range(size)):

@@ -157,7 +157,7 @@ class QuantizedProgram:
             quantizer = modules[str(read.target)] if read.op == "call_module" else None
             name = str(behind(read).target)
             weight = quantizer if isinstance(quantizer, ChannelWeights) else None
-            found.append(QuantizedLayer(name.removesuffix(".weight"), weight, self.module.get_parameter(name).numel()))
+            found.append(QuantizedLayer(name.removesuffix(".weight"), weight, behind(read).meta["val"].numel()))
         return found
 
     def converted(self, *, fold: bool = False) -> GraphModule:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekit.errors import ShapeError
+from edgekit.models.blocks import GlobalAverage
 
 
 class DenoiserModel(nn.Module, abc.ABC):
@@ -21,7 +22,7 @@ class DenoiserModel(nn.Module, abc.ABC):
         arch: the architecture's registered name; with `config()` it rebuilds this very module.
         source: paper or repository the architecture comes from.
         blind: True when the network estimates the noise itself and ignores sigma.
-        channels: image channels, 1 (gray) or 3 (RGB).
+        channels: image channels, 1 (gray) or 3 (RGB); 4 (packed Bayer) where an architecture says so.
         stride: H and W of every input are multiples of it.
     """
 
@@ -35,7 +36,10 @@ class DenoiserModel(nn.Module, abc.ABC):
     @property
     @abc.abstractmethod
     def halo(self) -> int:
-        """Receptive radius in pixels: an output pixel depends on no input pixel farther away than this."""
+        """Receptive radius in pixels: an output pixel depends on no input pixel farther away than this.
+
+        Where `pools_globally`, this is the radius of the convolutions alone, with the averages taken for constants.
+        """
 
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
@@ -77,6 +81,14 @@ class DenoiserModel(nn.Module, abc.ABC):
             )
         if sigma.dim() == 4 and tuple(sigma.shape[1:]) != (1, height, width):
             raise ShapeError(f"sigma map is {tuple(sigma.shape)}: expected [N, 1, {height}, {width}], as the image")
+
+    @property
+    def pools_globally(self) -> bool:
+        """Whether a layer averages over the whole input, so that no halo makes a tile's result the whole image's.
+
+        Such a network works on tiles, each with its own averages, as it was trained on patches; see docs/models.md.
+        """
+        return any(isinstance(module, GlobalAverage) for module in self.modules())
 
     def parameter_count(self) -> int:
         """Number of parameters."""

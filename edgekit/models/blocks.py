@@ -29,10 +29,17 @@ class SeparableBlock(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Residual block of two plain 3x3 convolutions with one ReLU, no normalisation (EDSR, arXiv:1707.02921)."""
+    """Residual block of two plain 3x3 convolutions with one ReLU, no normalisation (EDSR, arXiv:1707.02921).
 
-    def __init__(self, width: int, hidden: int) -> None:
+    Args:
+        width: channels of the residual stream.
+        hidden: channels between the convolutions.
+        scale: what the residual is multiplied by before it is added; wide networks need less than 1 to train.
+    """
+
+    def __init__(self, width: int, hidden: int, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         self.expand = nn.Conv2d(width, hidden, 3, padding=1)
         self.project = nn.Conv2d(hidden, width, 3, padding=1)
         nn.init.zeros_(self.project.weight)
@@ -40,4 +47,15 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         residual: Tensor = self.project(F.relu(self.expand(x)))
-        return x + residual
+        return x + (residual if self.scale == 1 else self.scale * residual)
+
+
+class GlobalAverage(nn.Module):
+    """The mean of every channel over the whole input, [N, C, H, W] -> [N, C, 1, 1]: what channel attention looks at.
+
+    A module of its own, so that a network that has one says so (`DenoiserModel.pools_globally`). It is a mean, not an
+    average pool of a fixed size: an exported file whose input is resized still averages over all of it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3), keepdim=True)

@@ -77,7 +77,7 @@ class ShuffledUNet(DenoiserModel):
         self.decoder = nn.ModuleList(self._blocks(w, hidden) for w, hidden in zip(widths, decoder, strict=False))
         joined = widths[0] + up_width
         self.finish = nn.Conv2d(joined, finish, 1) if finish else None
-        self.tail = nn.Conv2d(finish or joined, 4 * channels, 3, padding=1)
+        self.tail: nn.Conv2d | nn.ConvTranspose2d = nn.Conv2d(finish or joined, 4 * channels, 3, padding=1)
 
     @classmethod
     def _blocks(cls, width: int, hidden: Sequence[int]) -> nn.Sequential:
@@ -86,7 +86,7 @@ class ShuffledUNet(DenoiserModel):
     def _run(self, noisy: Tensor, sigma: Tensor) -> Tensor:
         # A map is averaged over each cell of pixels that is one position of the level.
         level = F.avg_pool2d(sigma, 2 ** (self.sigma_level + 1)) if sigma.shape[-1] > 1 else sigma
-        x = self.head(F.pixel_unshuffle(noisy, 2))
+        x = self._enter(noisy)
         bias = self.sigma_bias(level)
         x = x + bias if self.sigma_level == 0 else x
         skips: list[Tensor] = []
@@ -97,10 +97,23 @@ class ShuffledUNet(DenoiserModel):
             x = x + bias if self.sigma_level == number else x
         x = self.middle(x)
         for blocks, up in zip(reversed(list(self.decoder)), reversed(list(self.up)), strict=True):
-            skip, risen = skips.pop(), F.pixel_shuffle(up(x), 2)
+            skip, risen = skips.pop(), self._rise(up, x)
             x = torch.cat((skip, risen), 1) if self.up_width and not skips else blocks(skip + risen)
         x = x if self.finish is None else F.relu(self.finish(x))
-        return noisy - F.pixel_shuffle(self.tail(x), 2)
+        return noisy - self._leave(x)
+
+    def _enter(self, noisy: Tensor) -> Tensor:
+        """The first convolution: [N, C, H, W] -> [N, widths[0], H/2, W/2]."""
+        x: Tensor = self.head(F.pixel_unshuffle(noisy, 2))
+        return x
+
+    def _rise(self, up: nn.Module, x: Tensor) -> Tensor:
+        """To twice the size."""
+        return F.pixel_shuffle(up(x), 2)
+
+    def _leave(self, x: Tensor) -> Tensor:
+        """The last convolution: [N, any, H/2, W/2] -> [N, C, H, W]."""
+        return F.pixel_shuffle(self.tail(x), 2)
 
     @property
     def halo(self) -> int:

@@ -137,8 +137,13 @@ def open_images(
         validation_share: share of the images to hold out, at least one; 0 holds none out. Which ones is decided by
             their digests, so that the same folder is split alike anywhere. The built-in set has its own fixed split.
         seed: of the dead leaves.
-    Raises: DataError: no folder, no image, all unreadable or too small, images without a partner.
+    Raises: DataError: no folder, no image, all unreadable or too small, images without a partner; other channels.
     """
+    if channels not in (1, 3):
+        raise DataError(
+            f"images of {channels} channels: image files are read as 1 (gray) or 3 (RGB); a network for packed Bayer "
+            "is trained in Python, on an ImageSource of your own"
+        )
     if data is None:
         from edgekit.train.builtin import builtin
 

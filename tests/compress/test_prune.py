@@ -221,6 +221,39 @@ def test_a_model_with_nothing_to_remove_says_why() -> None:
         prune(model, QUICK, SmoothBatches(), smooth_tiles(1))
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("nafnet-width16", {"encoder": [1], "decoder": [1], "middle": 1}),
+        ("mwrcanet-s", {"widths": [16, 16], "blocks": 1}),
+    ],
+)
+def test_networks_with_one_width_for_all_are_refused_and_left_whole(name: str, overrides: dict[str, Any]) -> None:
+    model = random_model(name, **overrides)
+    before = weights_of(model)
+    with pytest.raises(RecipeError, match=r"cannot be pruned in steps of 8 channels .*follow from others.*--prune 0"):
+        prune(model, QUICK, SmoothBatches(), smooth_tiles(1))
+    assert_same_weights(model, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("autoencoder", {}),
+        ("edsr-s", {"width": 16, "blocks": [16, 16]}),
+        ("mrdn-s", {"groups": [[[16, 16], [16]]]}),
+        ("pmrid", {"widths": [16, 16, 32], "encoder": [[16], [16, 16]], "decoder": [16, 16, 16]}),
+        ("dsunet-gpu-s", {}),
+    ],
+)
+def test_the_zoo_is_pruned_where_its_widths_are_its_own(name: str, overrides: dict[str, Any]) -> None:
+    model = random_model(name, **overrides)
+    pruned, record = prune(model, QUICK.model_copy(update={"ratio": 0.02}), SmoothBatches(), smooth_tiles(1))
+    assert record.details["macs_removed"] >= 0.02
+    assert pruned.config() != model.config()
+    assert (pruned.halo, pruned.stride) == (model.halo, model.stride)
+
+
 def test_nan_stops_the_scoring() -> None:
     def broken(step: int) -> Batch:
         batch = SmoothBatches()(step)

@@ -10,10 +10,11 @@ import torch
 from edgekit import models
 from edgekit.errors import RecipeError, ShapeError, UnknownNameError
 from edgekit.models.base import DenoiserModel
+from edgekit.models.blocks import GlobalAverage
 
 
 def _narrow(value: Any) -> Any:
-    """The same architecture with every width cut to 4: halo and stride do not depend on widths."""
+    """The same architecture with every number cut to 4: widths, on which halo and stride do not depend, and blocks."""
     return [_narrow(v) for v in value] if isinstance(value, list) else min(value, 4)
 
 
@@ -60,7 +61,7 @@ def test_builds_for_gray_and_color(name: str, channels: int) -> None:
 
 
 def test_refuses_two_channels(name: str) -> None:
-    with pytest.raises(ShapeError, match=r"channels is 2: \w+ takes 1 \(gray\) or 3 \(RGB\)"):
+    with pytest.raises(ShapeError, match=r"channels is 2: [\w-]+ takes 1 \(gray\) or 3 \(RGB\)"):
         slim(name, channels=2)
 
 
@@ -110,27 +111,68 @@ def test_wrong_channels_and_sigma_are_named(name: str) -> None:
         model(noisy, torch.zeros(2, 1, 4, 4))
 
 
-def test_halo_is_what_an_impulse_reaches(name: str) -> None:
-    # With every weight and bias positive all ReLUs are open, and no path cancels another: the gradient of an output
-    # pixel is positive exactly where that pixel can see. Rows and columns behave alike, so a diagonal of one stride
-    # cell meets every position that a pixel can have within its cell.
-    model = slim(name).double()
+def freeze_averages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averages over the whole input are constants: what the halo of a network that has them counts."""
+    monkeypatch.setattr(GlobalAverage, "forward", lambda self, x: torch.full_like(x[:, :, :1, :1], 0.5))
+
+
+def strip(model: DenoiserModel, length: int, axis: int) -> tuple[int, int]:
+    """Height and width of a strip along an axis: as narrow as the stride allows, so that deep networks run quickly."""
+    narrow = max(model.stride, 4)
+    return (length, narrow) if axis == 0 else (narrow, length)
+
+
+def reached(model: DenoiserModel, length: int) -> int:
+    """The farthest pixel along each axis that an output pixel in the middle depends on, by its gradient."""
+    generator = torch.Generator().manual_seed(2)
+    start = (length // 2) // model.stride * model.stride
+    found = 0
+    for axis in (0, 1):
+        shape = (1, model.channels, *strip(model, length, axis))
+        noisy = torch.rand(shape, dtype=torch.float64, generator=generator).requires_grad_()
+        output = model(noisy, torch.full((1,), 0.5, dtype=torch.float64)).sum((0, 1, 3 - axis))
+        for i in range(start, start + model.stride):
+            (gradient,) = torch.autograd.grad(output[i], noisy, retain_graph=True)
+            places = gradient.abs().sum((0, 1, 3 - axis)).nonzero()
+            found = max(found, int((places - i).abs().max()))
+    return found
+
+
+def positive(model: DenoiserModel) -> DenoiserModel:
+    """Every weight and bias positive: all ReLUs are open, and no path cancels another."""
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(0.1)
-    if not model.blind:  # residual models subtract: flip the tail so that the two paths add up
-        with torch.no_grad():
+        if not model.blind:  # residual models subtract: flip the tail so that the two paths add up
             list(model.parameters())[-2].neg_()
-    start = -(-model.halo // model.stride) * model.stride + model.stride
-    side = 2 * start + model.stride
-    noisy = torch.full((1, model.channels, side, side), 0.5, dtype=torch.float64, requires_grad=True)
-    output = model(noisy, torch.full((1,), 0.5, dtype=torch.float64))
-    reach = 0
-    for i in range(start, start + model.stride):
-        (gradient,) = torch.autograd.grad(output[0, :, i, i].sum(), noisy, retain_graph=True)
-        rows, columns = gradient[0].abs().sum(0).nonzero(as_tuple=True)
-        reach = max(reach, *(int((axis - i).abs().max()) for axis in (rows, columns)))
-    assert reach == model.halo
+    return model
+
+
+def test_halo_is_what_an_impulse_reaches(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    freeze_averages(monkeypatch)
+    model = slim(name).double()
+    length = 2 * (-(-model.halo // model.stride) + 1) * model.stride + model.stride
+    # Where a network normalises, or splits into bands of both signs, equal weights cancel: random ones do not. A max
+    # pool passes a gradient to one of its pixels alone: to each of them, for one seed or another.
+    found = [reached(positive(model), length)]
+    for seed in range(8):
+        if max(found) == model.halo:
+            break
+        found.append(reached(randomize(model, seed), length))
+    assert max(found) == model.halo
+
+
+def test_a_network_that_averages_over_everything_says_so(name: str) -> None:
+    model = randomize(slim(name)).double()
+    # Far more than the convolutions reach; a slim network's averages move little, but float64 shows it.
+    height, width = strip(model, 2 * (-(-model.halo // model.stride) + 2) * model.stride, 0)
+    noisy = torch.rand(1, model.channels, height, width, generator=torch.Generator().manual_seed(1)).double()
+    other = noisy.clone()
+    other[:, :, -1, -1] += 0.5
+    level = torch.full((1,), 0.1, dtype=torch.float64)
+    with torch.no_grad():
+        changed = not torch.equal(model(noisy, level)[:, :, 0, 0], model(other, level)[:, :, 0, 0])
+    assert changed == model.pools_globally
 
 
 def test_config_rebuilds_the_module(name: str) -> None:
@@ -145,21 +187,24 @@ def test_config_rebuilds_the_module(name: str) -> None:
 
 def test_counts_parameters_and_macs(name: str) -> None:
     model = slim(name)
-    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
-    parameters = [c.weight.numel() + (c.bias is not None) * c.out_channels for c in convolutions]
-    assert model.parameter_count() == sum(parameters)
-    # Each weight is used once per output position: count positions by running it.
+    fixed = {name for name, _ in model.named_buffers()}
+    assert model.parameter_count() == sum(p.numel() for name, p in model.state_dict().items() if name not in fixed)
+    # Each weight is used once per output position, or per input position where it is spread: count by running it.
     counts: list[int] = []
-    handles = [
-        c.register_forward_hook(lambda m, _, out: counts.append(m.weight.numel() * out.shape[2] * out.shape[3]))
-        for c in convolutions
-    ]
-    noisy = torch.rand(1, model.channels, 64, 64)
-    model(noisy, torch.zeros(1))
+
+    def count(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        positions = min(inputs[0].shape[2] * inputs[0].shape[3], output.shape[2] * output.shape[3])
+        counts.append(module.weight.numel() * positions)
+
+    # Haar transforms are convolutions whose weights are buffers.
+    convolutions = [m for m in model.modules() if getattr(getattr(m, "weight", None), "ndim", 0) == 4]
+    handles = [c.register_forward_hook(count) for c in convolutions]
+    # The size that macs_per_pixel takes: what is done once an image (sigma, attention) counts alike.
+    side = 256 // model.stride * model.stride
+    model(torch.rand(1, model.channels, side, side), torch.zeros(1))
     for handle in handles:
         handle.remove()
-    macs = sum(counts) / 64**2
-    assert model.macs_per_pixel() == pytest.approx(macs, rel=2e-3)  # sigma's own layer: once an image, so size matters
+    assert model.macs_per_pixel() == pytest.approx(sum(counts) / side**2)
 
 
 def test_says_where_it_comes_from(name: str) -> None:
