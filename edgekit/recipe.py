@@ -156,6 +156,8 @@ class TrainSettings(Settings):
     strategy: str = "auto"
     # Seconds that a process waits for the others, which wait while the first one validates; then the run ends.
     process_timeout: Annotated[float, Field(gt=0)] = 1800.0
+    # Without `data`: dead-leaves images in the built-in set. A network trained from nothing wants hundreds.
+    leaves: PositiveInt = 32
     noise: NoiseSettings = NoiseSettings()
     augment: AugmentSettings = AugmentSettings()
 

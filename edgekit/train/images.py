@@ -125,6 +125,7 @@ def open_images(
     patch: int = 96,
     validation_share: float = 0.02,
     seed: int = 0,
+    leaves: int = 32,
 ) -> ImageSource:
     """Read the images of a run and hold some of them out.
 
@@ -137,6 +138,7 @@ def open_images(
         validation_share: share of the images to hold out, at least one; 0 holds none out. Which ones is decided by
             their digests, so that the same folder is split alike anywhere. The built-in set has its own fixed split.
         seed: of the dead leaves.
+        leaves: how many of these the built-in set has.
     Raises: DataError: no folder, no image, all unreadable or too small, images without a partner; other channels.
     """
     if channels not in (1, 3):
@@ -147,7 +149,7 @@ def open_images(
     if data is None:
         from edgekit.train.builtin import builtin
 
-        return builtin(channels=channels, patch=patch, seed=seed)
+        return builtin(channels=channels, patch=patch, seed=seed, leaves=leaves)
     folder = check_folder(data)
     if (folder / "noisy").is_dir():
         from edgekit.train.pairs import pairs

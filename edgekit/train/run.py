@@ -106,6 +106,7 @@ def train(
             patch=settings.crop,
             validation_share=settings.validation_share,
             seed=settings.seed,
+            leaves=settings.leaves,
         )
     check(model, source, settings, tutor)
     settings = as_launched(settings)

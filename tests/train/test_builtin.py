@@ -78,3 +78,7 @@ def test_without_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     with pytest.raises(MissingExtraError, match=r"needs scikit-image, .* pip install 'edgekit\[train\]'"):
         open_images()
+
+
+def test_more_dead_leaves_can_be_had() -> None:
+    assert sum("dead leaves" in p.name for p in open_images(patch=96, leaves=3).training) == 3
