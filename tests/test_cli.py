@@ -26,7 +26,8 @@ from edgekit.runtime.denoiser import open as open_bundle
 from edgekit.runtime.images import load
 
 COMMANDS = (
-    "compress", "train", "lint", "finetune", "search", "profile", "check", "bench", "denoise", "inspect", "models", "doctor",
+    "compress", "train", "lint", "finetune", "search", "profile",
+    "check", "bench", "denoise", "inspect", "models", "doctor",
 )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from edgekit.schedule import Average, cosine
 
 # Mean squared error of rounding an image to 8 bits, in units of 0..1: no image is expected to be better.
 _ROUNDING = 1 / 255**2 / 12
+# A share of the float model's error that is not worth learning: 0.0004 dB. Near 0 a root has no end of a slope.
+_NOTHING = 1e-4
 # Of the first phase's rate of ranges: they are near where they belong.
 _SETTLED_RANGES = 0.3
 # How much of the past the average of the second phase holds; nothing jumps there.
@@ -177,8 +179,9 @@ def _loss(program: QuantizedProgram, teacher: DenoiserModel, settings: QuantizeS
     """The distance to the float model's output, relative to that model's own error; and to the clean images.
 
     An image whose squared distance to the float output is a share s of the float model's own squared error loses about
-    10 log10(1 + s) dB: each level of noise counts as the dB that it loses. And where integers can do what floats do,
-    this is zero, unlike the distance to a clean image, which stays large whatever is learned.
+    10 log10(1 + s) dB. What counts is the root of s: of s itself low noise, which loses most, has nearly all, and high
+    noise ends no better than it began (docs/int8.md). And where integers can do what floats do, this is next to
+    nothing, unlike the distance to a clean image, which stays large whatever is learned.
     """
     output = program(batch.noisy, batch.sigma)
     loss = output.new_zeros(())
@@ -187,7 +190,8 @@ def _loss(program: QuantizedProgram, teacher: DenoiserModel, settings: QuantizeS
             # In float32: what bfloat16 rounds away is more than what is left to learn at low noise.
             taught = teacher(batch.noisy.contiguous(memory_format=torch.channels_last), batch.sigma)
         own = (taught - batch.clean).square().flatten(1).mean(1) + _ROUNDING
-        loss = loss + settings.teacher_weight * ((output - taught).square().flatten(1).mean(1) / own).mean()
+        share = (output - taught).square().flatten(1).mean(1) / own
+        loss = loss + settings.teacher_weight * (share + _NOTHING).sqrt().mean()
     if settings.clean_weight:
         loss = loss + settings.clean_weight * weighted({"l1": 1.0}, output, batch.clean, batch.sigma)
     return loss
