@@ -164,8 +164,13 @@ ROWS = (
     Row("integers", "calibration, extremes", lambda lab: lab.integers(**_EXTREMES)),
     Row("integers", "+ least squared error", lambda lab: lab.integers(steps=0, bias_correction=False)),
     Row("integers", "+ bias correction", lambda lab: lab.integers(steps=0)),
-    Row("integers", "QAT to the clean image", lambda lab: lab.integers(clean_weight=1.0, teacher_weight=0.0)),
-    Row("integers", "QAT to the float output", lambda lab: lab.integers()),
+    Row(
+        "integers",
+        "QAT to the clean image",
+        lambda lab: lab.integers(clean_weight=1.0, teacher_weight=0.0, settle_share=0.0),
+    ),
+    Row("integers", "QAT to the float output", lambda lab: lab.integers(settle_share=0.0)),
+    Row("integers", "+ weights still at the end", lambda lab: lab.integers()),
 )
 
 

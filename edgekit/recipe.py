@@ -222,11 +222,12 @@ class QuantizeSettings(Settings):
     # Take off biases what the rounding of weights adds on average.
     bias_correction: bool = True
     # Of weights, in units of each layer's own scale: their root mean square over the root of a kernel's inputs.
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    weight_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     # Ranges are in units of their observed width.
     range_learning_rate: Annotated[float, Field(gt=0)] = 1e-2
     # The last share of the steps: weights stand still, ranges and biases adapt to the integers that they became.
     settle_share: Annotated[float, Field(ge=0, lt=1)] = 1 / 3
+    # In it, of biases, in units of what the layers write.
     bias_learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     warmup: Annotated[int, Field(ge=0)] = 20
     clip_norm: Annotated[float, Field(gt=0)] = 1.0

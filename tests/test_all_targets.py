@@ -47,7 +47,7 @@ def recipe(source: Path, **changes: object) -> Recipe:
             "max_drop": 5,
             # Steps that change next to nothing: the shipped weights are good, and three batches would spoil them.
             "distillation": {"batch": 4, "patch": 64, "cache_batches": 2, "learning_rate": 1e-7},
-            "quantization": {"calibration_batches": 4, "learning_rate": 1e-7, "range_learning_rate": 1e-7},
+            "quantization": {"calibration_batches": 4, "weight_learning_rate": 1e-7, "range_learning_rate": 1e-7},
             **changes,
         },
     )

@@ -46,7 +46,10 @@ def test_sigma_may_be_written_as_on_the_command_line(given: Any, sigma: tuple[fl
         ),
         ({"seed": -1}, "seed is -1: expected a whole number at least 0 and below 4294967296"),
         ({"data": 3}, "data is 3: expected a path"),
-        ({"quantization": {"learning_rate": 0}}, "quantization.learning_rate is 0: expected a number above 0"),
+        (
+            {"quantization": {"weight_learning_rate": 0}},
+            "quantization.weight_learning_rate is 0: expected a number above 0",
+        ),
         ({"quantization": 3}, "quantization is 3: expected settings by name"),
         ({"pruning": {"ratio": 0.5}}, "pruning.ratio 0.5 against prune 0.25: give prune alone"),
         ({"distillation": {"seed": 5}}, "distillation.seed 5 against seed 0: give seed alone"),

@@ -30,6 +30,20 @@ from edgekit.models.base import DenoiserModel
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """A convolution's own parameters, by name.
+
+    Attributes:
+        weight, bias: their paths in the program's module; None without a bias.
+        inputs: numbers that one output is a sum of.
+    """
+
+    weight: str
+    bias: str | None
+    inputs: float
+
+
+@dataclass(frozen=True)
 class QuantizedLayer:
     """A convolution of the program: its module path, its weights' quantizer (None if they stay float), their number."""
 
@@ -159,6 +173,28 @@ class QuantizedProgram:
             weight = quantizer if isinstance(quantizer, ChannelWeights) else None
             found.append(QuantizedLayer(name.removesuffix(".weight"), weight, behind(read).meta["val"].numel()))
         return found
+
+    def kernels(self) -> list[Kernel]:
+        """The convolutions' parameters, each once, in the order they run; fixed kernels are left out."""
+        learned = {name for name, _ in self.module.named_parameters()}
+        found: dict[str, Kernel] = {}
+        for node in self.module.graph.nodes:
+            if node.op != "call_function" or node.target not in CONVOLUTIONS:
+                continue
+            read, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+            assert isinstance(read, Node)
+            name = str(behind(read).target)
+            shape = behind(read).meta["val"].shape
+            inputs = shape[1] * shape[2] * shape[3]
+            if CONVOLUTIONS[node.target] == 1:
+                # [in, out / groups, h, w]: of its taps an output sees those that its place in the stride leaves.
+                stride = node.args[3] if len(node.args) > 3 else [1, 1]
+                groups = node.args[6] if len(node.args) > 6 else 1
+                inputs = shape[0] // groups * shape[2] * shape[3] / (stride[0] * stride[1])
+            if name in learned:
+                own = str(bias.target) if isinstance(bias, Node) and str(bias.target) in learned else None
+                found.setdefault(name, Kernel(name, own, float(inputs)))
+        return list(found.values())
 
     def converted(self, *, fold: bool = False) -> GraphModule:
         """The program with quantize and dequantize operators, ready to lower.

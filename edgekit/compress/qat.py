@@ -23,6 +23,8 @@ _ROUNDING = 1 / 255**2 / 12
 _NOTHING = 1e-4
 # Of the first phase's rate of ranges: they are near where they belong.
 _SETTLED_RANGES = 0.3
+# With fewer steps than these the second phase is left out.
+_FEWEST_SETTLING = 20
 # How much of the past the average of the second phase holds; nothing jumps there.
 _SETTLED_EMA = 0.95
 
@@ -109,24 +111,31 @@ def learn(
             parameter.requires_grad_(True)
 
 
-def rates(program: QuantizedProgram, learning_rate: float) -> dict[str, float]:
-    """The peak rate of each weight and bias by name: `learning_rate` in units of its layer's own scale.
+def rates(program: QuantizedProgram, rate: float) -> dict[str, float]:
+    """The peak rate of each convolution's weight and bias by name: `rate` in units of the layer's own scale.
 
     Adam moves every number by the rate, whatever its size. In step, n inputs move an output by n times the rate, while
     weights of root mean square w make it of the order of w times the root of n. So the unit is w / sqrt(n), and a
     rate means the same relative change in a layer of 9 large weights as in one of 864 small ones.
 
+    What belongs to no convolution - a slope, a norm's scale, a constant of an imported network - is not named: it is
+    not rounded, and stands still.
+
     Source: as Adam's rates are scaled by width in Yang et al. 2022, arXiv:2203.03466.
     """
-    weights = _weights(program)
-    units = {
-        _layer(name): float(p.detach().square().mean().sqrt()) / p[0].numel() ** 0.5
-        for name, p in weights.items()
-        if p.dim() > 1
-    }
-    # A parameter of no convolution has the unit of the layers' middle.
-    middle = sorted(units.values())[len(units) // 2]
-    return {name: learning_rate * units.get(_layer(name), middle) for name in weights}
+    kernels = program.kernels()
+    scale = {k.weight: float(program.module.get_parameter(k.weight).detach().square().mean().sqrt()) for k in kernels}
+    units = {k.weight: scale[k.weight] / k.inputs**0.5 for k in kernels}
+    # A layer of zeros has no scale: the middle of the others'.
+    above = sorted(unit for unit in units.values() if unit > 0)
+    middle = above[len(above) // 2] if above else 1.0
+    found: dict[str, float] = {}
+    for kernel in kernels:
+        found[kernel.weight] = rate * (units[kernel.weight] or middle)
+        if kernel.bias is not None:
+            found.setdefault(kernel.bias, found[kernel.weight])
+    # In the module's order, in which gradients are summed for clipping: the last bits are the same in every run.
+    return {name: found[name] for name in _weights(program) if name in found}
 
 
 def _weights(program: QuantizedProgram) -> dict[str, nn.Parameter]:
@@ -135,15 +144,14 @@ def _weights(program: QuantizedProgram) -> dict[str, nn.Parameter]:
     return {name: p for name, p in program.module.named_parameters() if id(p) not in ranges}
 
 
-def _layer(name: str) -> str:
-    return name.rpartition(".")[0]
-
-
 def _phases(program: QuantizedProgram, settings: QuantizeSettings) -> tuple[_Phase, _Phase]:
-    weights, peaks = _weights(program), rates(program, settings.learning_rate)
-    every = {p: peaks[name] for name, p in weights.items()}
-    biases = {p: settings.bias_learning_rate for p in every if p.dim() == 1}
-    middle = settings.steps - round(settings.settle_share * settings.steps)
+    peaks = rates(program, settings.weight_learning_rate)
+    every = {program.module.get_parameter(name): peak for name, peak in peaks.items()}
+    names = {kernel.bias for kernel in program.kernels()}
+    biases = {p: settings.bias_learning_rate for p, name in zip(every, peaks, strict=True) if name in names}
+    still = round(settings.settle_share * settings.steps)
+    # Fewer steps would move biases at full rate and stop there.
+    middle = settings.steps - (still if still >= _FEWEST_SETTLING else 0)
     return (
         _Phase(0, middle, every, settings.range_learning_rate, settings.ema),
         _Phase(middle, settings.steps, biases, _SETTLED_RANGES * settings.range_learning_rate, _SETTLED_EMA),
@@ -163,7 +171,8 @@ def _step(
 ) -> float:
     batch = batches(settings.calibration_batches + step)
     loss = _loss(program, teacher, settings, batch)
-    rate = max(group["lr"] for group in optimizer.param_groups[:-1]) if weights else 0.0
+    # Of ranges, a few scalars that are not clipped and so the first to run away.
+    rate = optimizer.param_groups[-1]["lr"]
     value = finite(loss, "loss", stage="quantize", step=step, rate=rate, checkpoint=checkpoint)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]

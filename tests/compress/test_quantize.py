@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from edgekit.batch import Batch
 from edgekit.compress.program import QuantizedProgram
@@ -108,7 +109,43 @@ def test_rates_are_in_units_of_a_layers_scale() -> None:
     assert found["tail.weight"] == pytest.approx(0.5 * 0.6 / 288**0.5)
 
 
-def test_weights_stand_still_at_the_end() -> None:
+class _Scaled(DenoiserModel):
+    """A transposed convolution, and numbers that are no convolution's."""
+
+    arch, source, channels, stride, halo = "scaled", "test", 3, 2, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(3, 8, 2, stride=2)
+        self.slope = nn.Parameter(torch.tensor([0.2]))
+        self.up = nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1)
+        nn.init.constant_(self.up.weight, 0.1)
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def _run(self, noisy: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        x = self.down(noisy)
+        clean: torch.Tensor = noisy - self.up(torch.relu(x) - self.slope * torch.relu(-x))
+        return clean
+
+
+def test_rates_of_a_transposed_convolution_and_of_what_is_none() -> None:
+    found = rates(QuantizedProgram(_Scaled().eval(), SCHEME, RANGE), 1.0)
+    # Of 8 channels of 4x4 taps an output sees a quarter, stride 2 by 2.
+    assert found["up.weight"] == pytest.approx(0.1 / (8 * 16 / 4) ** 0.5)
+    assert set(found) == {"down.weight", "down.bias", "up.weight", "up.bias"}
+
+
+def test_a_layer_of_zeros_learns_at_the_middle_rate() -> None:
+    model = tiny()
+    torch.nn.init.zeros_(model.tail.weight)  # type: ignore[union-attr, arg-type]
+    found = rates(QuantizedProgram(model, SCHEME, RANGE), 1.0)
+    assert min(found.values()) < found["tail.weight"] < max(found.values())
+
+
+def test_weights_stand_still_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.compress.qat._FEWEST_SETTLING", 1)
     kept: dict[int, dict[str, torch.Tensor]] = {}
     model = tiny()
     program: list[QuantizedProgram] = []
@@ -148,6 +185,32 @@ def test_a_killed_run_resumes_to_the_same_program(tmp_path: Path) -> None:
     resumed, _ = run(tiny(), 5, checkpoint)
     for name, value in whole.module.state_dict().items():
         torch.testing.assert_close(resumed.module.state_dict()[name], value, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("last", [2, 4, 5])
+def test_resumed_before_at_and_behind_the_end_of_a_phase(
+    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.compress.qat._FEWEST_SETTLING", 1)
+    monkeypatch.setattr("edgekit.compress.qat._SETTLED_EMA", 0.5)
+
+    def learned(checkpoint: Path | None, progress: Any = silent) -> Any:
+        settings = QuantizeSettings(steps=6, calibration_batches=2, warmup=1, save_every=1, settle_share=1 / 3)
+        program, _ = quantize(
+            tiny(), SCHEME, settings, batches, photographs()[:1], sigma_range=RANGE, progress=progress,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        return program.module.state_dict()
+
+    def stop(done: int, total: int, text: str = "") -> None:
+        if done == last:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        learned(tmp_path / "quantize.ckpt", stop)
+    resumed = learned(tmp_path / "quantize.ckpt")
+    for name, value in learned(None).items():
+        torch.testing.assert_close(resumed[name], value, rtol=0, atol=0)
 
 
 def test_a_checkpoint_knows_its_run_in_another_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
