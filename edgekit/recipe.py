@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -78,8 +79,8 @@ class NoiseSettings(Settings):
     density: tuple[Probability, Probability] = (0.0, 0.1)
     # jpeg, mixed, camera: libjpeg's quality.
     quality: tuple[JpegQuality, JpegQuality] = (30, 95)
-    # Spread the strengths of each batch over their ranges, instead of drawing each alone. Off: as the weights that ship
-    # were trained.
+    # gaussian, poisson-gaussian, salt-and-pepper: spread the strengths of each batch over their ranges, instead of
+    # drawing each alone. Off: as the weights that ship were trained.
     stratified: bool = True
     # camera: standard deviation, in pixels, of the camera's own filter of the noise; demosaicking comes on top.
     grain: tuple[Probability, Probability] = (0.0, 1.0)
@@ -352,6 +353,13 @@ _WINNERS = {
 }  # fmt: skip
 
 
+def _supervised(train: TrainSettings) -> TrainSettings:
+    """Refuse what only `edgekit train` can do."""
+    if train.self_supervised != "none":
+        raise ValueError("self_supervised belongs to edgekit train: clean images, or pairs, are needed here")
+    return train
+
+
 class SearchRecipe(Settings):
     """Everything that a search for a student does."""
 
@@ -373,7 +381,7 @@ class SearchRecipe(Settings):
     storage: str | None = None
     seed: Seed = 0
     # How candidates are trained, and the winner in full; `steps` and `seed` here are the winner's.
-    train: StudentSettings = StudentSettings()
+    train: Annotated[StudentSettings, AfterValidator(_supervised)] = StudentSettings()
 
     def identity(self) -> dict[str, Any]:
         """What machines that share a study must have in common, by name."""
@@ -408,7 +416,7 @@ class FinetuneRecipe(Settings):
     replay_share: Probability = 0.5
     # Refuse weights and images that are for research or non-commercial use alone, or do not say.
     license_clean: bool = False
-    train: TuneSettings = TuneSettings()
+    train: Annotated[TuneSettings, AfterValidator(_supervised)] = TuneSettings()
 
 
 def make(cls: type[_S], settings: Mapping[str, Any], where: str = "") -> _S:

@@ -18,7 +18,7 @@ from edgekit._version import __version__
 from edgekit.bundle import reader
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, Tiles, noisy_tiles
-from edgekit.errors import BundleError, OutputExistsError
+from edgekit.errors import BundleError, OutputExistsError, RecipeError
 from edgekit.models import DenoiserModel, checkpoints, licences
 from edgekit.models.checkpoints import write_atomically
 from edgekit.models.licences import Terms
@@ -114,7 +114,8 @@ def finetune(
         parts = {"weights": (recipe.weights or recipe.model, start.terms)}
         parts["data"] = (str(recipe.data), licences.of_images(recipe.data))
         licences.check_clean(parts)
-        licences.check_clean({"data": (str(recipe.replay or "built-in"), licences.of_images(recipe.replay))})
+        if recipe.replay_share:
+            licences.check_clean({"data": (str(recipe.replay or "built-in"), licences.of_images(recipe.replay))})
     settings: TrainSettings = recipe.train
     told = progress or silent
     told("images", 0, 1)
@@ -144,7 +145,8 @@ def finetune(
     table = tuple(Change(w, noise, db, after[w][noise]) for w, found in before.items() for noise, db in found.items())
     sources = [Terms(source.licence, source.use) for source in ((new, old) if recipe.replay_share else (new,))]
     terms = licences.combine(start.terms, *sources)
-    seen = ", ".join(dict.fromkeys(filter(None, (start.terms.trained_on, new.name, old.name))))
+    shown = (new.name, old.name) if recipe.replay_share else (new.name,)
+    seen = ", ".join(dict.fromkeys(filter(None, (start.terms.trained_on, *shown))))
     models.save(path, model, {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__})
     content = {"model": recipe.model, "replay_share": recipe.replay_share, "psnr": [row._asdict() for row in table]}
     write_atomically(folder / TABLE, (json.dumps(content, indent=1) + "\n").encode())
@@ -159,12 +161,15 @@ def finetune(
 
 
 def _start(recipe: FinetuneRecipe) -> _Start:
-    """The model to tune, from a bundle, or by name."""
+    """The model to tune, from a bundle, or by name; names come first."""
     source = Path(recipe.model)
-    if not (source.exists() or source.suffix in (".edgekit", ".zip")):
+    named = recipe.model in models.names() or recipe.model in checkpoints.shipped()
+    if named or not (source.exists() or source.suffix in (".edgekit", ".zip")):
         name = recipe.weights or recipe.model
         model = checkpoints.load(name, None if "arch" in checkpoints.metadata(name) else recipe.model)
         return _Start(model, Path(recipe.model).stem, licences.of_weights(name), recipe.replay_noise or NoiseSettings())
+    if recipe.weights is not None:
+        raise RecipeError(f"weights {recipe.weights!r}: {source} brings its own; leave --weights out")
     if source.suffix == ".safetensors":
         model = checkpoints.load(source)
         return _Start(model, source.stem, licences.of_weights(source), recipe.replay_noise or NoiseSettings())
@@ -187,7 +192,8 @@ def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -
     """The recipe of the new bundle: the old one without what was done to the network already."""
     noise = recipe.train.noise
     low, high = _levels(recipe, start.model.channels)
-    sigma = (min(made.sigma[0], low), max(made.sigma[1], high))
+    old_low, old_high = start.noise.sigma if start.noise.model == "gaussian" else made.sigma
+    sigma = (min(made.sigma[0], low, old_low), max(made.sigma[1], high, old_high))
     _, distillation, quantization = pipeline.settings_of(made)
     changes = {
         "model": start.name, "weights": weights, "teacher": "none", "data": recipe.data, "sigma": sigma, "prune": 0.0,
@@ -216,6 +222,7 @@ def _images(
     channels, settings = start.model.channels, recipe.train
     if again is None:
         options: dict[str, Any] = {"channels": channels, "patch": settings.patch, "seed": settings.seed}
+        options["leaves"] = settings.leaves
         share = settings.validation_share or 0.02
         new = open_images(recipe.data, validation_share=share, **options)
         return new, open_images(recipe.replay, validation_share=share, **options), None

@@ -178,3 +178,15 @@ def test_a_bundle_without_weights_says_what_to_do(bundle: Path, tmp_path: Path) 
     recipe = make(FinetuneRecipe, {"model": str(tmp_path / "bare.edgekit"), "data": tmp_path})
     with pytest.raises(BundleError, match=r"holds no weights.safetensors to go on from: compress it again"):
         finetune(recipe, out=tmp_path / "run")
+
+
+def test_what_belongs_to_training_alone_is_refused(place: Path) -> None:
+    given = {"model": "dsunet-s", "data": place / "new", "train": {"self_supervised": "neighbor2neighbor"}}
+    with pytest.raises(RecipeError, match="self_supervised belongs to edgekit train"):
+        make(FinetuneRecipe, given)
+
+
+def test_a_file_brings_its_own_weights(place: Path, tmp_path: Path) -> None:
+    given = {"model": str(place / "base.safetensors"), "weights": "dsunet-s", "data": place / "new"}
+    with pytest.raises(RecipeError, match=r"weights 'dsunet-s': .*base.safetensors brings its own"):
+        finetune(make(FinetuneRecipe, given), out=tmp_path / "run")

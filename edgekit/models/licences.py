@@ -23,8 +23,15 @@ OWNERS_WORD = "as the owner of the images states"
 NOT_STATED = "not stated"
 FILE = "licence.yaml"
 # Files from before there was a word for it: what their licence says of it.
-_RESTRICTED = re.compile(r"non-?commercial|research|-NC\b", re.IGNORECASE)
-_FREE = re.compile(r"(CC0|public domain|CC-BY-[0-9]|MIT\b|Apache-2|BSD-[23])", re.IGNORECASE)
+_RESTRICTED = re.compile(
+    r"non-?commercial|research|-NC\b|academic|education|\b(not|no|without)\b.*\bcommercial", re.IGNORECASE
+)
+# The whole of it: what follows a licence's name may take back what the name gives.
+_FREE = re.compile(
+    r"CC0(-1\.0| 1\.0)?( or public domain)?|public domain|CC-BY-(3|4)\.0|MIT|Apache-2(\.0)?|BSD-[23](-Clause)?"
+    r"|CC0 or public domain, and generated images",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -73,10 +80,14 @@ def of_header(header: Mapping[str, str]) -> Terms:
 
 
 def of_images(folder: Path | None) -> Terms:
-    """The terms of a data folder: what `licence.yaml` in it states, else its owner's; None is the built-in set."""
+    """The terms of a data folder: what `licence.yaml` in it states, else its owner's; None is the built-in set.
+
+    Of noisy/ or clean/ alone, the file may stand in the folder of the pairs.
+    """
     if folder is None:
         return Terms("CC0 or public domain, and generated images", ANY)
-    return stated(folder / FILE) or Terms(OWNERS_WORD, OWNER)
+    above = stated(folder.parent / FILE) if folder.name in ("noisy", "clean") else None
+    return stated(folder / FILE) or above or Terms(OWNERS_WORD, OWNER)
 
 
 def stated(path: Path) -> Terms | None:
@@ -138,7 +149,7 @@ def _by_words(licence: str) -> str:
         return NON_COMMERCIAL
     if licence == OWNERS_WORD:
         return OWNER
-    return ANY if _FREE.match(licence) else UNKNOWN
+    return ANY if _FREE.fullmatch(licence) else UNKNOWN
 
 
 def _worst(uses: Iterable[str]) -> str:

@@ -91,7 +91,7 @@ def train(
             "resume it (--resume), start over (--force), or name another folder"
         )
     if license_clean:
-        _check_licences(data, weights, teacher)
+        _check_licences(data, weights, teacher, settings.feature_weights)
     torch.manual_seed(settings.seed)
     shape = dict(config or {})
     model = models.create(model_name, **{**shape, **({} if channels is None else {"channels": channels})})
@@ -131,7 +131,7 @@ def train(
     for record in records:
         scores = {k: v for k, v in record.items() if k.startswith(("psnr", "ssim"))} or scores
     if first():
-        taught = [_terms(origin) for origin in (weights, teacher) if origin is not None]
+        taught = [_terms(origin) for origin in (weights, teacher, settings.feature_weights) if origin is not None]
         terms = licences.combine(licences.Terms(source.licence, source.use), *taught)
         header = {"licence": terms.licence, "use": terms.use, "trained_on": source.name, "edgekit": __version__}
         models.save(folder / WEIGHTS, trained, header)
@@ -150,8 +150,10 @@ def _check_licences(
     data: str | os.PathLike[str] | ImageSource | None,
     weights: str | os.PathLike[str] | None,
     teacher: str | os.PathLike[str] | None,
+    features: Path | None,
 ) -> None:
-    origins = {role: os.fspath(o) for role, o in (("weights", weights), ("teacher", teacher)) if o is not None}
+    roles = (("weights", weights), ("teacher", teacher), ("feature_weights", features))
+    origins = {role: os.fspath(o) for role, o in roles if o is not None}
     parts = {role: (origin, licences.of_weights(origin)) for role, origin in origins.items()}
     if isinstance(data, ImageSource):
         parts["data"] = (data.name, licences.Terms(data.licence, data.use))
