@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -239,6 +238,7 @@ def _images(
         noise=settings.noise.model_copy(update={"device_share": 1.0}),
     )
     replayed = Replay(old_data.source, seen.noise, recipe.replay_share)
+    terms = licences.combine(*(Terms(data.licence, data.use) for data in (new_data, old_data)))
     joined = replace(
         new_data,
         batches=Mixed(new_data.source, drawing, replayed),
@@ -247,8 +247,8 @@ def _images(
             *(np.concatenate(both) for both in zip(_fields(new_data.golden), _fields(old_data.golden), strict=True))
         ),
         digest=f"{new_data.digest} {old_data.digest}",
-        licence="; ".join(dict.fromkeys((new_data.licence, old_data.licence))),
-        use=licences.combine(*(Terms(data.licence, data.use) for data in (new_data, old_data))).use,
+        licence=terms.licence,
+        use=terms.use,
         skipped=(*new_data.skipped, *old_data.skipped),
     )
     return new_data.source, old_data.source, joined
@@ -276,20 +276,8 @@ def _noisy(tiles: Tiles, levels: tuple[float, ...]) -> NoisyTiles:
 
 def _scores(model: DenoiserModel, source: ImageSource, noise: NoiseSettings) -> dict[str, float]:
     """PSNR in dB on the held-out images, by what the noise is called."""
-    with _evaluating(model):
-        if source.paired or noise.model != "gaussian":
-            name = "its own" if source.paired else noise.model
-            return {name: round(evaluate(model, source.held_out, noise_settings=noise).psnr, 3)}
-        levels = validation_levels(noise)
-        return {f"sigma {s:g}": round(evaluate(model, source.held_out, s).psnr, 3) for s in levels}
-
-
-@contextmanager
-def _evaluating(model: DenoiserModel) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(was_training)
+    if source.paired or noise.model != "gaussian":
+        name = "its own" if source.paired else noise.model
+        return {name: round(evaluate(model, source.held_out, noise_settings=noise).psnr, 3)}
+    levels = validation_levels(noise)
+    return {f"sigma {s:g}": round(evaluate(model, source.held_out, s).psnr, 3) for s in levels}

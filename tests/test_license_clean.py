@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from smooth_folder import write_smooth
+from weights_shelf import with_free_weights
 
 pytest.importorskip("litert_torch")
 
 from edgekit import models, pipeline
 from edgekit.cli.outcome import run
 from edgekit.errors import LicenceError
-from edgekit.models import checkpoints, licences
+from edgekit.models import checkpoints
 from edgekit.recipe import Recipe, SearchRecipe, TrainSettings, make
 from edgekit.search import study
 from edgekit.stage_data import open_stage_data
@@ -31,13 +32,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.fixture
 def free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of shipped weights that are free for any use."""
-    folder = tmp_path / "shelf"
-    folder.mkdir()
-    for path in models.shipped().values():
-        (folder / path.name).symlink_to(path)
-    torch.manual_seed(0)
-    models.save(folder / "dsunet-s-free.safetensors", models.create("dsunet-s"), {"licence": "CC0", "use": "any"})
-    monkeypatch.setattr(checkpoints, "_FOLDER", folder)
+    with_free_weights(tmp_path / "shelf", monkeypatch, {"licence": "CC0", "use": "any"})
     return "dsunet-s-free"
 
 
@@ -109,29 +104,3 @@ def test_a_bundle_says_what_it_may_be_used_for(photos: Path) -> None:
     assert told["use"] == "non-commercial"
     assert told["data"] == "as the owner of the images states"
     assert open_images(None, patch=96).use == "any"
-
-
-@pytest.mark.parametrize(
-    ("licence", "use"),
-    [
-        ("CC0", "any"),
-        ("CC-BY-4.0", "any"),
-        ("MIT", "any"),
-        ("CC0; Apache-2.0", "any"),
-        ("MIT, not for commercial use", "non-commercial"),
-        ("CC-BY-4.0, academic use only", "non-commercial"),
-        ("CC-BY-NC-4.0", "non-commercial"),
-        ("CC0; BSDS: non-commercial research and education", "non-commercial"),
-        # Words after a licence's name may take back what it gives.
-        ("Apache-2.0 for the code", "unknown"),
-        ("ask us", "unknown"),
-    ],
-)
-def test_what_the_words_of_a_licence_say(licence: str, use: str) -> None:
-    assert licences.of_header({"licence": licence}).use == use
-
-
-def test_noisy_images_alone_have_the_terms_of_their_pairs(tmp_path: Path) -> None:
-    (tmp_path / "noisy").mkdir()
-    (tmp_path / "licence.yaml").write_text("licence: BSDS\nuse: non-commercial\n")
-    assert licences.of_images(tmp_path / "noisy").use == "non-commercial"

@@ -65,7 +65,7 @@ def finetune(
             recipe=recipe,
             data=data,
             replay=replay,
-            replay_share=None if replay_share is None else replay_share,
+            replay_share=replay_share,
             weights=weights,
             license_clean=license_clean or None,
             settings={**{k: v for k, v in settings.items() if v is not None}, **({"noise": added} if added else {})},

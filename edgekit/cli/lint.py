@@ -42,7 +42,7 @@ def lint(
     words = (
         f"{len(found)} operators that {_DELEGATES[delegate]} leaves to the CPU"
         if found
-        else (f"every operator is on the list of {_DELEGATES[delegate]}")
+        else f"every operator is on the list of {_DELEGATES[delegate]}"
     )
     line = Text(f"{'FAIL' if found else 'PASS'}  {model}: {words}")
     line.stylize("bold red" if found else "bold green", 0, 4)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgekit.models.blocks import SeparableBlock
 from edgekit.models.registry import register
 from edgekit.models.unet_core import ShuffledUNet
+
+# Of dsunet-s, and of its twin for GPU delegates.
+SMALL: dict[str, Any] = {
+    "widths": [32, 56],
+    "encoder": [[]],
+    "middle": [160] * 4,
+    "decoder": [[]],
+    "up_width": 24,
+    "finish": 64,
+    "sigma_level": 1,
+}
 
 
 @register(
@@ -18,15 +31,7 @@ from edgekit.models.unet_core import ShuffledUNet
             "finish": 32,
             "sigma_level": 1,
         },
-        "dsunet-s": {
-            "widths": [32, 56],
-            "encoder": [[]],
-            "middle": [160] * 4,
-            "decoder": [[]],
-            "up_width": 24,
-            "finish": 64,
-            "sigma_level": 1,
-        },
+        "dsunet-s": SMALL,
         "dsunet-m": {"widths": [48, 80], "encoder": [[96]], "middle": [160] * 6, "decoder": [[96]]},
         "dsunet-l": {
             "widths": [48, 96, 192],

@@ -9,24 +9,12 @@ from torch import Tensor, nn
 
 from edgekit.errors import ShapeError
 from edgekit.models.blocks import SeparableBlock
-from edgekit.models.dsunet import DSUNet
+from edgekit.models.dsunet import SMALL, DSUNet
 from edgekit.models.registry import register
 from edgekit.models.unet_core import ShuffledUNet
 
 
-@register(
-    {
-        "dsunet-gpu-s": {
-            "widths": [32, 56],
-            "encoder": [[]],
-            "middle": [160] * 4,
-            "decoder": [[]],
-            "up_width": 24,
-            "finish": 64,
-            "sigma_level": 1,
-        }
-    }
-)
+@register({"dsunet-gpu-s": SMALL})
 class GPUDSUNet(ShuffledUNet):
     """The dsunet without pixel-shuffles: strided and transposed convolutions that compute the same sums.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
+from weights_shelf import with_free_weights
 
 from edgekit import models
 from edgekit.errors import DataError, LicenceError
@@ -16,15 +16,8 @@ from edgekit.models.licences import ANY, NON_COMMERCIAL, OWNER, UNKNOWN, Terms
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of shipped weights, with the shipped ones and one more that is free."""
-    folder = tmp_path / "weights"
-    folder.mkdir()
-    for path in models.shipped().values():
-        (folder / path.name).symlink_to(path)
-    torch.manual_seed(0)
     header = {"licence": "CC0 or public domain, and generated images", "use": "any", "trained_on": "built-in"}
-    models.save(folder / "dsunet-s-free.safetensors", models.create("dsunet-s"), header)
-    monkeypatch.setattr(checkpoints, "_FOLDER", folder)
-    return folder
+    return with_free_weights(tmp_path / "weights", monkeypatch, header)
 
 
 def test_shipped_weights_of_research_images_are_not_for_products() -> None:
@@ -94,3 +87,29 @@ def test_shipped_weights_may_have_a_name_beside_their_models(shelf: Path) -> Non
     assert checkpoints.preset("dsunet-s") == "dsunet-s"
     assert checkpoints.preset("net.onnx") == "net.onnx"
     assert models.load("dsunet-s-free").config() == models.create("dsunet-s").config()
+
+
+@pytest.mark.parametrize(
+    ("licence", "use"),
+    [
+        ("CC0", "any"),
+        ("CC-BY-4.0", "any"),
+        ("MIT", "any"),
+        ("CC0; Apache-2.0", "any"),
+        ("MIT, not for commercial use", "non-commercial"),
+        ("CC-BY-4.0, academic use only", "non-commercial"),
+        ("CC-BY-NC-4.0", "non-commercial"),
+        ("CC0; BSDS: non-commercial research and education", "non-commercial"),
+        # Words after a licence's name may take back what it gives.
+        ("Apache-2.0 for the code", "unknown"),
+        ("ask us", "unknown"),
+    ],
+)
+def test_what_the_words_of_a_licence_say(licence: str, use: str) -> None:
+    assert licences.of_header({"licence": licence}).use == use
+
+
+def test_noisy_images_alone_have_the_terms_of_their_pairs(tmp_path: Path) -> None:
+    (tmp_path / "noisy").mkdir()
+    (tmp_path / "licence.yaml").write_text("licence: BSDS\nuse: non-commercial\n")
+    assert licences.of_images(tmp_path / "noisy").use == "non-commercial"

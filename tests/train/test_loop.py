@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import Killed, kill_at
 
 from edgekit.errors import CheckpointError, MissingExtraError, RecipeError, ShapeError, TrainingError, UnknownNameError
 from edgekit.models.base import DenoiserModel
@@ -22,18 +23,6 @@ from edgekit.train.loop import fit
 
 Tiny = Callable[..., DenoiserModel]
 Quick = Callable[..., TrainSettings]
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(step: int) -> Callable[..., None]:
-    def progress(done: int, total: int, text: str = "") -> None:
-        if done == step:
-            raise Killed
-
-    return progress
 
 
 def weights(model: DenoiserModel) -> dict[str, torch.Tensor]:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from killing import Killed, kill_at
 from PIL import Image
 
 from edgekit.errors import RecipeError
@@ -80,18 +81,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(place: Path, out: Path, **options: Any) -> None:
     recipe = TrainRecipe.model_validate(yaml.safe_load((place / "recipe.yaml").read_text()))
     train(recipe.model, recipe.data, recipe.train, out, **options)
-
-
-class Killed(Exception):
-    pass
-
-
-def kill_at(step: int) -> Callable[..., None]:
-    def progress(done: int, total: int, text: str = "") -> None:
-        if done == step:
-            raise Killed
-
-    return progress
 
 
 def free_port() -> int:
