@@ -13,13 +13,15 @@ from edgekit.errors import CheckpointError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints
 
 STUDENT, TEACHER = "dsunet-s", "dsunet-l"
+# Others that ship, measured in float here; what integers cost them: `benchmarks.int8`.
+OTHERS = ("dsunet-n", "dsunet-s-free")
 # Networks of others, with the weights their authors published: file names in ../shared/weights/kair.
 PEERS = {
     "ffdnet-color": "ffdnet_color.pth",
     "dncnn-color-blind": "dncnn_color_blind.pth",
     "dncnn-25": "dncnn_25.pth",
 }
-NAMES = (STUDENT, TEACHER, *PEERS)
+NAMES = (STUDENT, *OTHERS, TEACHER, *PEERS)
 # Noise levels of a network that was trained for few of them.
 ONLY = {"dncnn-25": (25,)}
 

@@ -24,10 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import published, results
 from benchmarks.console import leave, say
-from benchmarks.contestants import STUDENT, TEACHER
+from benchmarks.contestants import OTHERS, STUDENT, TEACHER
 from benchmarks.sets import ROOT, SIGMAS
 from edgekit.errors import DataError, UnknownNameError
+from edgekit.models import checkpoints
 
+# Weights with a card.
+_SHIPPED = [name for name in (STUDENT, *OTHERS, TEACHER) if name in checkpoints.shipped()]
 # The tables that a file must hold at least.
 FILES = {
     ROOT / "README.md": ("picture", "quality", "latency"),
@@ -35,7 +38,7 @@ FILES = {
     ROOT / "docs" / "int8.md": ("int8",),
     ROOT / "docs" / "compression.md": ("ablation",),
     ROOT / "docs" / "models.md": ("zoo", "exports"),
-    **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in (STUDENT, TEACHER)},
+    **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in _SHIPPED},
 }
 _BLOCK = re.compile(r"(?P<begin><!-- generated:(?P<name>[\w-]+) -->\n).*?(?P<end><!-- /generated:(?P=name) -->)", re.S)
 _MARK = re.compile(r"<!-- (/?)generated:([\w-]+) -->")
@@ -377,7 +380,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ablation": means,
     "zoo": zoo,
     "exports": exported,
-    **{f"card-{name}": functools.partial(card, model=name) for name in (STUDENT, TEACHER)},
+    **{f"card-{name}": functools.partial(card, model=name) for name in _SHIPPED},
 }
 
 

@@ -298,6 +298,11 @@ def _prepare(recipe: Recipe, given: Given | None = None) -> tuple[list[Target], 
         parts = {role: (str(origin), terms) for role, (origin, terms) in _terms(recipe).items()}
         licences.check_clean({**parts, "data": (str(recipe.data or "built-in"), licences.of_images(recipe.data))})
     original, teacher = _models(recipe) if given is None else (given.original, None)
+    if recipe.quantization.wide:
+        layers = [name for name, _ in layer_macs(original, 8 * original.stride)]
+        for name in recipe.quantization.wide:
+            if name not in layers:
+                raise UnknownNameError.unknown("layer in quantization.wide", name, layers)
     check_tile(recipe.tile, original)
     if original.pools_globally:
         _log.warning(
@@ -517,8 +522,8 @@ def _quantize(
     Returns: the program, its record, and what each of its tensors costs.
     """
     _, _, settings = settings_of(recipe)
-    scheme, left = target.scheme(), list[Wide]()
     macs = {name: float(count) for name, count in layer_macs(compressed, 8 * compressed.stride)}
+    scheme, left = replace(target.scheme(), wide=frozenset(settings.wide)), list[Wide]()
     report = run.reporter(f"quantize{suffix}")
     costs: tuple[Sensitivity, ...] = ()
 
@@ -538,7 +543,8 @@ def _quantize(
             sigmas=run.images.sigmas,
             progress=report,
             checkpoint=run.work.checkpoint(f"quantize-{target.name}{f'-{attempt}' if attempt else ''}"),
-            on_calibrated=measure,
+            # What a tensor costs alone does not change where another is left in float.
+            on_calibrated=None if attempt else measure,
         )
         excess = _mean(original.db_after) - _mean(record.db_after) - recipe.max_drop
         # What pruning lost no float layer wins back.
@@ -548,14 +554,18 @@ def _quantize(
             break
         left += more
         scheme = replace(scheme, wide=frozenset().union(scheme.wide, *(item.layers for item in more)))
+        unrounded = {("weights", name) for name in scheme.wide}
+        unrounded |= {(item.tensor.kind, item.tensor.name) for item in more}
+        costs = tuple(item for item in costs if (item.kind, item.name) not in unrounded)
         _log.warning("%.2f dB above --max-drop: %s", excess, "; ".join(item.told() for item in more))
-    notes = [item.told() for item in left]
+    asked = [f"{', '.join(settings.wide)} in float, as the recipe says"] if settings.wide else []
+    notes = [*asked, *(item.told() for item in left)]
     if excess >= _SHOWN:
         # On these tiles. The golden ones decide, and the verdict says so.
         why = f"after {_MOST_ATTEMPTS} attempts" if more else "which no more layers in float would mend"
         notes.append(f"{excess:.2f} dB above --max-drop, {why}")
     if notes:
-        details = {**record.details, **({"wide": sorted(scheme.wide)} if left else {})}
+        details = {**record.details, **({"wide": sorted(scheme.wide)} if scheme.wide else {})}
         record = replace(record, what="; ".join([record.what, *notes]), details=details)
     return program, record, costs
 

@@ -220,6 +220,11 @@ class QuantizeSettings(Settings):
     calibration_batches: PositiveInt = 8
     # Where ranges begin: of least squared error over a sample of each tensor, or at its extremes, as most tools do.
     range_fit: Literal["least-squares", "extremes"] = "least-squares"
+    # Draw channels that set the range of a tensor alone into that of the others, where it is measured to help.
+    equalisation: bool = True
+    # Layers that stay in float from the start, by module path, beside those that `max_drop` leaves so. A layer between
+    # two integer tensors is made integer again by a converter: name neighbours.
+    wide: tuple[str, ...] = ()
     # Take off biases what the rounding of weights adds on average.
     bias_correction: bool = True
     # Of weights, in units of each layer's own scale: their root mean square over the root of a kernel's inputs.

@@ -187,8 +187,9 @@ def test_layers_stay_in_float_where_the_budget_would_be_exceeded(
         )
 
     cost = Sensitivity("middle.0.expand", "activations", {"5": 0.9}, "why not")
+    cheap = Sensitivity("head", "activations", {"5": 0.0}, "")
     monkeypatch.setattr(pipeline, "quantize", lossy)
-    monkeypatch.setattr(pipeline, "sensitivity", lambda *_: (cost,))
+    monkeypatch.setattr(pipeline, "sensitivity", lambda *_: (cost, cheap))
     monkeypatch.setattr(pipeline, "MIN_INT8_SHARE", 0.5)
     monkeypatch.setattr(logging.getLogger("edgekit"), "propagate", True)
     (bundle,) = pipeline.compress(recipe(weights, max_drop=0.5, steps=0, prune=0), out=tmp_path)
@@ -200,10 +201,24 @@ def test_layers_stay_in_float_where_the_budget_would_be_exceeded(
     assert told in caplog.text
     assert {layer.name for layer in bundle.manifest.layers if layer.dtype == "float32"} == set(stage["details"]["wide"])
     monkeypatch.setattr(pipeline, "MIN_INT8_SHARE", 0.999)
+    assert [item.name for item in bundle.manifest.sensitivity] == ["head"]  # what is not rounded costs nothing
     (other,) = pipeline.compress(recipe(weights, max_drop=0.5, steps=0, prune=0), out=tmp_path / "other")
     stage = other.manifest.stages[-1]
     assert stage["what"].endswith("; 0.50 dB above --max-drop, which no more layers in float would mend")
     assert "wide" not in stage["details"]
+
+
+def test_layers_stay_in_float_where_the_recipe_says(weights: Path, tmp_path: Path) -> None:
+    names = ["middle.0.expand", "middle.0.project"]
+    asked = recipe(weights, steps=0, prune=0, quantization={"wide": names})
+    (bundle,) = pipeline.compress(asked, out=tmp_path)
+    stage = bundle.manifest.stages[-1]
+    assert "middle.0.expand, middle.0.project in float, as the recipe says" in stage["what"]
+    assert [layer.name for layer in bundle.manifest.layers if layer.dtype == "float32"] == names
+    assert stage["details"]["wide_ms"] >= 0
+    with pytest.raises(UnknownNameError, match=r"unknown layer in quantization.wide 'middle.0.expnd'.* 'middle.0.exp"):
+        pipeline.compress(recipe(weights, quantization={"wide": ["middle.0.expnd"]}), out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_teacher_may_be_a_network_of_another_library(tmp_path: Path) -> None:

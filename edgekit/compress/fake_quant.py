@@ -53,18 +53,28 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         if self.fixed or not self.observing:
             return
         self.observing = False
-        lower, upper = self.lower.detach().clamp(max=0), self.upper.detach().clamp(min=0)
+        seen = torch.cat(self._seen) if self._seen else None
+        self._seen.clear()
+        self.begin(self.lower.detach(), self.upper.detach(), seen if fit else None)
+        self.lower.requires_grad_()
+        self.upper.requires_grad_()
+
+    def begin(self, lower: Tensor, upper: Tensor, seen: Tensor | None = None) -> None:
+        """Set the bounds, and with them the unit that they are learned in.
+
+        Args:
+            lower, upper: extremes of the tensor, scalars; bounds hold 0 whatever these are.
+            seen: values of it, of any shape, to draw the bounds in to; None leaves them at the extremes.
+        """
+        lower, upper = lower.clamp(max=0), upper.clamp(min=0)
         if upper - lower < _TINY:
             # A tensor that is all zeros, behind dead channels: any range holds it, so one like the image's.
             upper = torch.ones_like(upper)
-        elif fit and self._seen:
-            lower, upper = self._fit(torch.cat(self._seen), lower, upper)
-        self._seen.clear()
+        elif seen is not None:
+            lower, upper = self._fit(seen, lower, upper)
         self.width.copy_(upper - lower)
         self.lower.data.copy_(lower / self.width)
         self.upper.data.copy_(upper / self.width)
-        self.lower.requires_grad_()
-        self.upper.requires_grad_()
 
     def _fit(self, seen: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         """The bounds, shares of those given, that leave the least squared error: both alike first, then each alone.

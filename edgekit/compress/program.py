@@ -44,6 +44,25 @@ class Kernel:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A rounded tensor between convolutions, at most a ReLU before it is rounded.
+
+    Attributes:
+        name: as in `QuantizedProgram.tensors`.
+        bounds: its quantizer.
+        node: where that is called.
+        writer: the convolution that writes the tensor.
+        readers: the convolutions that read it: nobody else does.
+    """
+
+    name: str
+    bounds: LearnedRange
+    node: Node
+    writer: Node
+    readers: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
 class QuantizedLayer:
     """A convolution of the program: its module path, its weights' quantizer (None if they stay float), their number."""
 
@@ -142,22 +161,31 @@ class QuantizedProgram:
             named.append((name if count[name] == 1 else f"{name} ({count[name]})", bounds))
         return named
 
-    def between(self) -> dict[str, frozenset[str]]:
-        """By name, the tensors that one convolution writes and only convolutions read, and the paths of all these."""
+    def links(self) -> list[Link]:
+        """The tensors that one convolution writes and only convolutions read, in the order they are written."""
         named = {bounds: name for name, bounds in self.tensors()}
         modules = dict(self.module.named_modules(remove_duplicate=False))
-        found: dict[str, frozenset[str]] = {}
+        found: dict[LearnedRange, Link] = {}
         for node in self.module.graph.nodes:
             bounds = modules.get(str(node.target)) if node.op == "call_module" else None
             if not isinstance(bounds, LearnedRange) or bounds not in named:
                 continue
             writer = behind(node)
             writer = behind(writer.args[0]) if writer.target in RELU else writer  # type: ignore[arg-type]
-            ends = [writer, *node.users]
-            # The last convolution stays in integers: the image leaves as 8 bits.
-            if all(end.target in CONVOLUTIONS for end in ends) and not any(leaves(end) for end in ends):
-                found[named[bounds]] = frozenset(layer_path(end) for end in ends)
-        return found
+            readers = tuple(node.users)
+            if all(end.target in CONVOLUTIONS for end in (writer, *readers)):
+                found[bounds] = Link(named[bounds], bounds, node, writer, readers)
+        return list(found.values())
+
+    def between(self) -> dict[str, frozenset[str]]:
+        """By name, the tensors of `links` that may stay in float, and the paths of the convolutions at their ends."""
+        ends = {link.name: (link.writer, *link.readers) for link in self.links()}
+        # The last convolution stays in integers: the image leaves as 8 bits.
+        return {
+            name: frozenset(layer_path(end) for end in nodes)
+            for name, nodes in ends.items()
+            if not any(leaves(end) for end in nodes)
+        }
 
     def layers(self) -> list[QuantizedLayer]:
         """The convolutions in the order they run."""

@@ -11,6 +11,7 @@ import torch
 
 from edgekit.compress.batches import Batch, Batches, Progress, silent
 from edgekit.compress.bias_correction import correct_biases
+from edgekit.compress.equalise import equalise
 from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.lessons import fingerprint
 from edgekit.compress.program import QuantizedProgram
@@ -55,7 +56,7 @@ def quantize(
     before = evaluate(teacher, tiles, sigmas)
     program = QuantizedProgram(model, scheme, sigma_range)
     observed = [batches(step) for step in range(settings.calibration_batches)]
-    observe(program, observed, settings)
+    equalised = observe(program, observed, settings)
     calibrated = evaluate(program, tiles, sigmas)
     if on_calibrated is not None:
         on_calibrated(program)
@@ -68,21 +69,26 @@ def quantize(
         after = evaluate(program, tiles, sigmas)
     size = Size(model.macs_per_pixel(), model.parameter_count())
     how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"
+    even = f", channels of {len(equalised)} tensors equalised" if equalised else ""
     record = StageRecord(
         stage="quantize",
-        what=f"int8 for {scheme.name}, {settings.calibration_batches} batches observed, {how}",
+        what=f"int8 for {scheme.name}, {settings.calibration_batches} batches observed{even}, {how}",
         before=size,
         after=size,
         db_before=before,
         db_after=after,
         seconds=time.perf_counter() - began,
-        details={"db_calibrated": {f"{s:g}": db for s, db in calibrated.items()}, "steps": settings.steps},
+        details={"db_calibrated": {f"{s:g}": db for s, db in calibrated.items()}, "steps": settings.steps}
+        | ({"equalised": equalised} if equalised else {}),
     )
     return program, record
 
 
-def observe(program: QuantizedProgram, observed: Sequence[Batch], settings: QuantizeSettings) -> None:
-    """Set the ranges of a new program from noisy batches, and correct its biases: post-training quantization."""
+def observe(program: QuantizedProgram, observed: Sequence[Batch], settings: QuantizeSettings) -> dict[str, float]:
+    """Set the ranges of a new program from noisy batches, and correct its biases: post-training quantization.
+
+    Returns: the tensors whose channels were equalised, see `equalise`.
+    """
     with program.in_float(), torch.no_grad():
         for batch in observed:
             program(batch.noisy, batch.sigma)
@@ -95,5 +101,9 @@ def observe(program: QuantizedProgram, observed: Sequence[Batch], settings: Quan
                 "expected finite values; look for NaN in the weights or images"
             )
         bounds.learn(fit=settings.range_fit == "least-squares")
+    equalised = {}
+    if settings.equalisation:
+        equalised = equalise(program, observed, fit=settings.range_fit == "least-squares")
     if settings.bias_correction:
         correct_biases(program, observed)
+    return equalised

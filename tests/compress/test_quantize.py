@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toys import random_model
 
 from edgekit.batch import Batch
 from edgekit.compress.program import QuantizedProgram
@@ -273,6 +274,23 @@ def test_a_loss_that_is_nan_stops_and_says_where() -> None:
     settings = QuantizeSettings(steps=4, calibration_batches=4, warmup=1)
     with pytest.raises(TrainingError, match="quantize: the loss became nan at step 2"):
         quantize(tiny(), SCHEME, settings, poisoned, photographs()[:5], sigma_range=RANGE, progress=silent)
+
+
+def test_the_record_says_whose_channels_were_equalised() -> None:
+    model = random_model("dncnn-color-blind", widths=[16] * 3)
+    with torch.no_grad():
+        model.get_parameter("model.2.weight")[3] *= 50
+        model.get_parameter("model.2.bias")[3] *= 50
+        model.get_parameter("model.4.weight")[:, 3] /= 50
+    settings = QuantizeSettings(steps=0, calibration_batches=2)
+    _, record = quantize(model, SCHEME, settings, batches, photographs()[:2], sigma_range=RANGE)
+    equalised = record.details["equalised"]
+    assert 0 < equalised["model.2"] < 0.2
+    assert f"channels of {len(equalised)} tensors equalised, calibration alone" in record.what
+    asked = settings.model_copy(update={"equalisation": False})
+    _, plain = quantize(model, SCHEME, asked, batches, photographs()[:2], sigma_range=RANGE)
+    assert "equalised" not in plain.details
+    assert "equalised" not in plain.what
 
 
 def test_what_the_defaults_replaced_can_be_asked_for() -> None:

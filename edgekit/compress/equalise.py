@@ -1,0 +1,207 @@
+"""Equalisation: a channel far larger than its neighbours is made smaller, and the next layer's weights as much larger.
+
+All channels of a tensor share one scale. Where a few reach forty times as far as the rest - the last tensor of the
+published blind DnCNN is such a one - the rest are left with a handful of integers. Between a convolution and those that
+read it, with at most a ReLU in between, a channel can be divided by any positive number and the weights that read it
+multiplied by it: in float nothing changes (Nagel et al. 2019, arXiv:1906.04721).
+
+What a channel gains, the weights behind it may lose, for they share a scale per output. And a narrow channel may be
+narrow because it matters little. So every tensor is tried, and only what is measured to lose less at the output stays.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from edgekit.compress.annotate import CONVOLUTIONS, behind
+from edgekit.compress.batches import Batch
+from edgekit.compress.fake_quant import ChannelWeights
+from edgekit.compress.program import Link, QuantizedProgram
+
+# How far channels above the middle one are drawn in: to it, or to the geometric mean of both.
+_EXPONENTS = (1.0, 0.5)
+# What is left of the error at least: less of a gain is chance on so few images, and every change costs some precision.
+_WORTH = 0.7
+# What the error is measured on: batches, and images of each. And positions of each batch that a range is fitted to.
+_BATCHES = 2
+_IMAGES = 4
+_POSITIONS = 256
+# Mean squared error of rounding an image to 8 bits: see qat.py.
+_ROUNDING = 1 / 255**2 / 12
+
+
+@dataclass
+class _Seen:
+    """What goes through one tensor: the largest magnitude of each channel [C], whole positions of it [n, C]."""
+
+    peaks: Tensor
+    sample: Tensor
+
+
+def equalise(program: QuantizedProgram, observed: Sequence[Batch], *, fit: bool = True) -> dict[str, float]:
+    """Equalise the channels of a program whose ranges were observed, in place; in float it computes what it did.
+
+    Args:
+        program: its ranges have begun to learn.
+        observed: noisy batches.
+        fit: draw ranges in to the least squared error, else they end at the extremes.
+    Returns: the tensors that were changed, and what is left of the error that each made at the output, as a share.
+    """
+    links = _scalable(program)
+    if not links:
+        return {}
+    with program.in_float(), torch.no_grad():
+        watch = _Watch(program, links)
+        for batch in observed:
+            watch.run(batch.noisy, batch.sigma)
+        tried = [Batch(*(part[:_IMAGES] for part in batch)) for batch in observed[:_BATCHES]]
+        expected = [program(batch.noisy, batch.sigma) for batch in tried]
+    changed = {}
+    for link in links:
+        left = _equalise(program, link, watch.seen(link.node), tried, expected, fit=fit)
+        if left is not None:
+            changed[link.name] = left
+    return changed
+
+
+def _equalise(
+    program: QuantizedProgram,
+    link: Link,
+    seen: _Seen,
+    tried: Sequence[Batch],
+    expected: Sequence[Tensor],
+    *,
+    fit: bool,
+) -> float | None:
+    """Try one tensor. Returns what is left of its error as a share; None where it stays as it is."""
+    alive = seen.peaks[seen.peaks > 0]
+    if not len(alive):
+        return None
+    above = (seen.peaks / alive.median()).clamp(min=1)
+    if not (above > 1).any():
+        return None
+    rounded = [link.bounds, *(weights for node in link.readers if (weights := _weights(program, node)) is not None)]
+
+    def error() -> float:
+        with program.only(*rounded), torch.no_grad():
+            return _error(program, tried, expected)
+
+    before = error()
+    at_first = _state(program, link)
+    best, kept = _WORTH * before, at_first
+    for exponent in _EXPONENTS:
+        _restore(at_first)
+        scale = above**exponent
+        _divide(program, link, scale)
+        sample = seen.sample / scale
+        link.bounds.begin(sample.amin(), (seen.peaks / scale).amax(), sample if fit else None)
+        if (found := error()) < best:
+            best, kept = found, _state(program, link)
+    _restore(kept)
+    return None if kept is at_first else best / before
+
+
+def _error(program: QuantizedProgram, tried: Sequence[Batch], expected: Sequence[Tensor]) -> float:
+    """How far the output is from the float one, but for a tint, which bias correction takes away; relative to what the
+    float output is from the clean image, as QAT counts it.
+    """
+    shares = []
+    for batch, wanted in zip(tried, expected, strict=True):
+        wrong = program(batch.noisy, batch.sigma) - wanted
+        own = (wanted - batch.clean).square().flatten(1).mean(1) + _ROUNDING
+        shares.append((wrong - wrong.mean((2, 3), keepdim=True)).square().flatten(1).mean(1) / own)
+    return float(torch.cat(shares).sqrt().mean())
+
+
+def _scalable(program: QuantizedProgram) -> list[Link]:
+    """The tensors whose channels can be scaled: every convolution at their ends has weights of its own."""
+    nodes = [n for n in program.module.graph.nodes if n.op == "call_function" and n.target in CONVOLUTIONS]
+    uses = Counter(_parameter(node) for node in nodes)
+    learned = {kernel.weight for kernel in program.kernels()}
+    return [
+        link
+        for link in program.links()
+        # A transposed convolution orders its weights otherwise, by group; none of the networks here has one inside.
+        if all(
+            CONVOLUTIONS[end.target] == 0 and uses[_parameter(end)] == 1 and _parameter(end) in learned  # type: ignore[index]
+            for end in (link.writer, *link.readers)
+        )
+    ]
+
+
+def _divide(program: QuantizedProgram, link: Link, scale: Tensor) -> None:
+    """Divide the channels of a tensor by scale [C], and multiply what reads them by it."""
+    with torch.no_grad():
+        program.module.get_parameter(_parameter(link.writer)).div_(scale.view(-1, 1, 1, 1))
+        if (bias := _bias(link.writer)) is not None:
+            program.module.get_parameter(bias).div_(scale)
+        for node in link.readers:
+            weight = program.module.get_parameter(_parameter(node))
+            groups = len(scale) // weight.shape[1]
+            # Output channels of one group read the same inputs.
+            read = scale.view(groups, 1, -1).expand(-1, len(weight) // groups, -1).reshape(len(weight), -1)
+            weight.mul_(read[:, :, None, None])
+
+
+def _state(program: QuantizedProgram, link: Link) -> list[tuple[Tensor, Tensor]]:
+    """What `_divide` and a new range change, and its values."""
+    names = [_parameter(end) for end in (link.writer, *link.readers)]
+    if (bias := _bias(link.writer)) is not None:
+        names.append(bias)
+    bounds = [link.bounds.lower, link.bounds.upper, link.bounds.width]
+    return [(t.data, t.data.clone()) for t in (*map(program.module.get_parameter, names), *bounds)]
+
+
+def _restore(state: Sequence[tuple[Tensor, Tensor]]) -> None:
+    for tensor, value in state:
+        tensor.copy_(value)
+
+
+def _parameter(convolution: Node) -> str:
+    """The name of a convolution's weight."""
+    read = convolution.args[1]
+    assert isinstance(read, Node)
+    return str(behind(read).target)
+
+
+def _bias(convolution: Node) -> str | None:
+    bias = convolution.args[2] if len(convolution.args) > 2 else None
+    return str(bias.target) if isinstance(bias, Node) else None
+
+
+def _weights(program: QuantizedProgram, convolution: Node) -> ChannelWeights | None:
+    """The quantizer of a convolution's weights; None where they stay float."""
+    read = convolution.args[1]
+    assert isinstance(read, Node)
+    found = dict(program.module.named_modules(remove_duplicate=False)).get(str(read.target))
+    return found if isinstance(found, ChannelWeights) else None
+
+
+class _Watch(Interpreter):
+    """Runs a program and looks at the tensors of some links before they are rounded."""
+
+    def __init__(self, program: QuantizedProgram, links: Sequence[Link]) -> None:
+        super().__init__(program.module)
+        self._nodes = {link.node for link in links}
+        self._peaks: dict[Node, list[Tensor]] = defaultdict(list)
+        self._samples: dict[Node, list[Tensor]] = defaultdict(list)
+
+    def run_node(self, n: Node) -> object:
+        if n in self._nodes:
+            (x,), _ = self.fetch_args_kwargs_from_env(n)
+            flat = x.detach().transpose(0, 1).flatten(1)
+            self._peaks[n].append(flat.abs().amax(1))
+            generator = torch.Generator().manual_seed(len(self._samples[n]))
+            at = torch.randint(flat.shape[1], (_POSITIONS,), generator=generator)
+            self._samples[n].append(flat[:, at].T)
+        return super().run_node(n)
+
+    def seen(self, node: Node) -> _Seen:
+        """What went through the tensor that is rounded at a node."""
+        return _Seen(torch.stack(self._peaks[node]).amax(0), torch.cat(self._samples[node]))
