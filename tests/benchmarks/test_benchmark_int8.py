@@ -42,6 +42,23 @@ def test_what_integers_cost_a_bundle(data: Path, tmp_path: Path, capsys: pytest.
     assert f"{rows[0]['lost']:.2f}" in table
 
 
+def test_the_float_file_of_two_bundles_is_run_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, out = write_tiny(tmp_path / "tiny.edgekit"), tmp_path / "int8.json"
+    words = [str(bundle), "--data", str(data), "--sigmas", "25", "--out", str(out), "--workers", "1"]
+    assert int8.main(words) == 0
+    ran, real = [], int8.measure
+
+    def watched(name: Any, chosen: Any, sigma: Any, columns: Any, *rest: Any) -> Any:
+        ran.append(set(columns))
+        return real(name, chosen, sigma, columns, *rest)
+
+    monkeypatch.setattr(int8, "measure", watched)
+    before = results.load(out)["rows"]
+    assert int8.main([*words, "--sigmas", "25", "15"]) == 0
+    assert ran == [{"int8"}, {"int8", "fp32"}] * 2
+    assert [r for r in results.load(out)["rows"] if r["sigma"] == 25] == before
+
+
 def test_both_files_see_the_same_noise(data: Path, tmp_path: Path) -> None:
     from benchmarks import sets
 
