@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -299,10 +300,7 @@ def _prepare(recipe: Recipe, given: Given | None = None) -> tuple[list[Target], 
         licences.check_clean({**parts, "data": (str(recipe.data or "built-in"), licences.of_images(recipe.data))})
     original, teacher = _models(recipe) if given is None else (given.original, None)
     if recipe.quantization.wide:
-        layers = [name for name, _ in layer_macs(original, 8 * original.stride)]
-        for name in recipe.quantization.wide:
-            if name not in layers:
-                raise UnknownNameError.unknown("layer in quantization.wide", name, layers)
+        _check_wide(recipe, original)
     check_tile(recipe.tile, original)
     if original.pools_globally:
         _log.warning(
@@ -314,6 +312,24 @@ def _prepare(recipe: Recipe, given: Given | None = None) -> tuple[list[Target], 
     if recipe.data is not None:
         check_folder(recipe.data)
     return chosen, original, teacher
+
+
+def _check_wide(recipe: Recipe, model: DenoiserModel) -> None:
+    """Refuse layers to keep in float that are none, or that nothing would keep; warn where the verdict must fail."""
+    if not _learns(recipe):
+        made = f"quantizer {recipe.quantizer!r}" if recipe.precision == "int8" else f"precision {recipe.precision!r}"
+        raise RecipeError(f"quantization.wide is for edgekit's own integers, and {made} makes none: leave it out")
+    macs = {name: float(count) for name, count in layer_macs(model, 8 * model.stride)}
+    for name in recipe.quantization.wide:
+        if name not in macs:
+            raise UnknownNameError.unknown("layer in quantization.wide", name, macs)
+    share = sum(macs[name] for name in recipe.quantization.wide) / sum(macs.values())
+    if share > 1 - MIN_INT8_SHARE:
+        _log.warning(
+            "quantization.wide holds %.0f%% of the MACs: the verdict wants %.0f%% in int8",
+            100 * share,
+            100 * MIN_INT8_SHARE,
+        )
 
 
 def _check_names(recipe: Recipe) -> None:
@@ -460,7 +476,9 @@ def _export(
     stage = f"export{suffix}"
     run.progress(stage, 0, 3, "lowering")
     files = run.work.folder / f"files-{target.name}"
-    files.mkdir(exist_ok=True)
+    # What a run that was killed here left behind is made anew.
+    shutil.rmtree(files, ignore_errors=True)
+    files.mkdir()
     stem = _stem(recipe)
     noisy, clean, sigma = run.images.golden.noisy, run.images.golden.clean, run.images.golden.sigma
     thresholds = Thresholds(
@@ -482,6 +500,9 @@ def _export(
     run.progress(stage, 1, 3, "golden tiles")
     manifest, host, kernels = ran(lowered)
     if wide := records[-1].details.get("wide"):
+        again = [layer.name for layer in manifest.layers if layer.name in wide and layer.dtype == "int8"]
+        if again:
+            _log.warning("%s made %s integer again: name its neighbours, too", target.name, ", ".join(again))
         records[-1] = _with_time(records[-1], manifest, files, wide)
         manifest = replace(manifest, stages=tuple(record.to_dict() for record in records))
     manifest = replace(manifest, sensitivity=costs)
@@ -554,10 +575,10 @@ def _quantize(
             break
         left += more
         scheme = replace(scheme, wide=frozenset().union(scheme.wide, *(item.layers for item in more)))
-        unrounded = {("weights", name) for name in scheme.wide}
-        unrounded |= {(item.tensor.kind, item.tensor.name) for item in more}
-        costs = tuple(item for item in costs if (item.kind, item.name) not in unrounded)
         _log.warning("%.2f dB above --max-drop: %s", excess, "; ".join(item.told() for item in more))
+    rounded = {("activations", name) for name, _ in program.tensors()}
+    rounded |= {("weights", layer.name) for layer in program.layers() if layer.weight is not None}
+    costs = tuple(item for item in costs if (item.kind, item.name) in rounded)
     asked = [f"{', '.join(settings.wide)} in float, as the recipe says"] if settings.wide else []
     notes = [*asked, *(item.told() for item in left)]
     if excess >= _SHOWN:

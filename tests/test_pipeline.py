@@ -147,6 +147,13 @@ def test_resuming_with_other_images_is_refused(weights: Path, data: Path, tmp_pa
         pipeline.compress(recipe(weights, data=images), out=tmp_path, resume=True)
 
 
+def test_a_run_that_was_killed_while_it_exported_goes_on(weights: Path, tmp_path: Path, bundle: Bundle) -> None:
+    with pytest.raises(StoppedError):
+        pipeline.compress(recipe(weights), out=tmp_path, progress=stop_at("export", 1))
+    (resumed,) = pipeline.compress(recipe(weights), out=tmp_path, resume=True)
+    assert model_files(resumed) == model_files(bundle)
+
+
 def test_an_unfinished_run_is_thrown_away_only_when_asked(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         pipeline.compress(recipe(weights), out=tmp_path, progress=stop_at("distill", 2))
@@ -216,6 +223,12 @@ def test_layers_stay_in_float_where_the_recipe_says(weights: Path, tmp_path: Pat
     assert "middle.0.expand, middle.0.project in float, as the recipe says" in stage["what"]
     assert [layer.name for layer in bundle.manifest.layers if layer.dtype == "float32"] == names
     assert stage["details"]["wide_ms"] >= 0
+    # What is not rounded costs nothing.
+    told = {(item.kind, item.name) for item in bundle.manifest.sensitivity}
+    assert {("activations", "middle.0.depthwise"), ("weights", "middle.0.depthwise")} <= told
+    assert not told & {("activations", "middle.0.expand"), *(("weights", name) for name in names)}
+    with pytest.raises(RecipeError, match="edgekit's own integers, and precision 'fp16' makes none: leave it out"):
+        pipeline.compress(recipe(weights, precision="fp16", quantization={"wide": names}), out=tmp_path / "other")
     with pytest.raises(UnknownNameError, match=r"unknown layer in quantization.wide 'middle.0.expnd'.* 'middle.0.exp"):
         pipeline.compress(recipe(weights, quantization={"wide": ["middle.0.expnd"]}), out=tmp_path / "other")
     assert not (tmp_path / "other").exists()

@@ -1,4 +1,4 @@
-"""Shipped weights with one more among them that is free for any use."""
+"""Shipped weights, and in place of the free ones some with a header of the test's own."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from edgekit.models import checkpoints
 
 
 def with_free_weights(folder: Path, monkeypatch: pytest.MonkeyPatch, header: Mapping[str, str]) -> Path:
-    """Make `folder` the place of shipped weights, "dsunet-s-free" with this header beside those that ship."""
+    """Make `folder` the place of shipped weights, "dsunet-s-free" with this header among them."""
     folder.mkdir()
-    for path in models.shipped().values():
-        (folder / path.name).symlink_to(path)
+    for name, path in models.shipped().items():
+        if name != "dsunet-s-free":
+            (folder / path.name).symlink_to(path)
     torch.manual_seed(0)
     models.save(folder / "dsunet-s-free.safetensors", models.create("dsunet-s"), header)
     monkeypatch.setattr(checkpoints, "_FOLDER", folder)

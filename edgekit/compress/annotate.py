@@ -15,6 +15,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
 from edgekit.compress.scheme import Scheme
+from edgekit.errors import RecipeError
 
 # By operator, the axis of the weight that counts output channels.
 CONVOLUTIONS = {torch.ops.aten.conv2d.default: 0, torch.ops.aten.conv_transpose2d.input: 1}
@@ -137,6 +138,11 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         inputs: dict[Node, Any] = {}
         if node.target in CONVOLUTIONS:
             if self._is_wide(node):
+                if leaves(node):
+                    raise RecipeError(
+                        f"layer {layer_path(node)!r} writes the image, which leaves as 8 bits: it cannot stay in "
+                        "float; leave it out of quantization.wide"
+                    )
                 return
             weights = _weights(self.scheme, node)
             inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
@@ -228,8 +234,11 @@ def _is_branch(node: Node) -> bool:
 
 
 def leaves(node: Node) -> bool:
-    """Whether a value is the image that leaves the network, as it is or with its pixels moved."""
-    return any(user.op == "output" or (user.target in MOVES and leaves(user)) for user in node.users)
+    """Whether a value is the image that leaves the network, as it is, rounded, or with its pixels moved."""
+    return any(
+        user.op == "output" or ((user.op == "call_module" or user.target in MOVES) and leaves(user))
+        for user in node.users
+    )
 
 
 def behind(node: Node) -> Node:

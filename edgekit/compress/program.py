@@ -52,7 +52,8 @@ class Link:
         bounds: its quantizer.
         node: where that is called.
         writer: the convolution that writes the tensor.
-        readers: the convolutions that read it: nobody else does.
+        readers: the convolutions that read it rounded: nobody else does. Where a scheme rounds few tensors, others may
+            read it as it was.
     """
 
     name: str
@@ -96,6 +97,11 @@ class QuantizedProgram:
         """Run it: noisy float32 [N, C, H, W] in 0..1, sigma [N] in 0..1. Returns clean [N, C, H, W]."""
         result: Tensor = self.module(noisy, sigma)
         return result
+
+    @property
+    def corrected(self) -> bool:
+        """Whether a bias was shifted: weights must then stay as they are."""
+        return bool(self._shifts)
 
     @property
     def ranges(self) -> list[LearnedRange]:
@@ -204,14 +210,13 @@ class QuantizedProgram:
 
     def kernels(self) -> list[Kernel]:
         """The convolutions' parameters, each once, in the order they run; fixed kernels are left out."""
-        learned = {name for name, _ in self.module.named_parameters()}
         found: dict[str, Kernel] = {}
         for node in self.module.graph.nodes:
             if node.op != "call_function" or node.target not in CONVOLUTIONS:
                 continue
             read, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
             assert isinstance(read, Node)
-            name = str(behind(read).target)
+            name = self.parameter(read)
             shape = behind(read).meta["val"].shape
             inputs = shape[1] * shape[2] * shape[3]
             if CONVOLUTIONS[node.target] == 1:
@@ -219,10 +224,23 @@ class QuantizedProgram:
                 stride = node.args[3] if len(node.args) > 3 else [1, 1]
                 groups = node.args[6] if len(node.args) > 6 else 1
                 inputs = shape[0] // groups * shape[2] * shape[3] / (stride[0] * stride[1])
-            if name in learned:
-                own = str(bias.target) if isinstance(bias, Node) and str(bias.target) in learned else None
+            if name is not None:
+                own = self.parameter(bias) if isinstance(bias, Node) else None
                 found.setdefault(name, Kernel(name, own, float(inputs)))
         return list(found.values())
+
+    def parameter(self, node: Node) -> str | None:
+        """The name of the parameter that a node reads, rounded or not; None where it is another tensor.
+
+        What several layers share has one name, as in `module.named_parameters()`.
+        """
+        source = behind(node)
+        if source.op != "get_attr":
+            return None
+        # Of a shared parameter a graph may know another name.
+        everything = dict(self.module.named_parameters(remove_duplicate=False))
+        read = everything.get(str(source.target))
+        return next((name for name, p in self.module.named_parameters() if p is read), None)
 
     def converted(self, *, fold: bool = False) -> GraphModule:
         """The program with quantize and dequantize operators, ready to lower.

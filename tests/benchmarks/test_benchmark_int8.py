@@ -57,6 +57,12 @@ def test_the_float_file_of_two_bundles_is_run_once(data: Path, tmp_path: Path, m
     assert int8.main([*words, "--sigmas", "25", "15"]) == 0
     assert ran == [{"int8"}, {"int8", "fp32"}] * 2
     assert [r for r in results.load(out)["rows"] if r["sigma"] == 25] == before
+    # Other images of the same name are other images.
+    for k, image in enumerate(scenes(2, 64, seed=99)):
+        Image.fromarray(image).save(data / "CBSD68" / f"{k}.png")
+    ran.clear()
+    assert int8.main(words) == 0
+    assert ran == [{"int8", "fp32"}, {"int8"}]
 
 
 def test_both_files_see_the_same_noise(data: Path, tmp_path: Path) -> None:

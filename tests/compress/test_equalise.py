@@ -6,12 +6,14 @@ import pytest
 import torch
 from toys import SmoothBatches, random_model
 
+from edgekit.compress import equalise as module
 from edgekit.compress.equalise import equalise
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.quantize import observe
 from edgekit.compress.scheme import Scheme
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import QuantizeSettings
+from edgekit.targets import registry as targets
 
 RANGE = (0.0, 55 / 255)
 OBSERVED = [SmoothBatches()(step) for step in range(3)]
@@ -82,7 +84,7 @@ def test_what_does_not_pay_stays_to_the_bit() -> None:
         # Large because they are what counts: smaller ones would gain what nobody reads.
         dict(model.named_modules())["model.2"].weight[[3, 7]] *= 20
     program = observed(model)
-    before = {name: value.clone() for name, value in program.module.state_dict().items() if ".scale" not in name}
+    before = {name: value.clone() for name, value in program.module.state_dict().items()}
     assert equalise(program, OBSERVED) == {}
     after = program.module.state_dict()
     for name, value in before.items():
@@ -107,9 +109,72 @@ def test_calibration_equalises_unless_told_not_to() -> None:
     assert error(observed(model, equalisation=True), model) < error(observed(model), model) / 3
 
 
-def test_a_layer_that_runs_twice_stays() -> None:
+def test_a_layer_that_runs_twice_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     model = plain()
-    stretch(model, "model.2", ["model.4"], [3, 7], 50.0)
     # What is scaled for one of its inputs would be scaled for the other.
     model.model[4] = model.model[2]
-    assert "model.2" not in equalise(observed(model), OBSERVED)
+    program = observed(model)
+    assert [link.name for link in program.links()] == ["model.0", "model.4", "model.4 (2)"]
+    monkeypatch.setattr(module, "_WORTH", 1e9)
+    assert equalise(program, OBSERVED) == {}
+
+
+def test_a_shared_bias_is_not_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = plain()
+    layers = dict(model.named_modules())
+    layers["model.2"].bias = layers["model.4"].bias
+    monkeypatch.setattr(module, "_WORTH", 1e9)
+    assert equalise(observed(model), OBSERVED) == {}
+
+
+def test_a_tensor_that_is_read_in_float_as_well_stays() -> None:
+    # TensorRT rounds what a convolution reads, not what is set beside it.
+    model = random_model("dsunet-n", widths=[8, 16], middle=[24], finish=16)
+    program = QuantizedProgram(model, targets.get("tensorrt").scheme(), RANGE)
+    assert "head" in [link.name for link in program.links()]
+    assert "head" not in [link.name for link in module._scalable(program)]
+
+
+@pytest.mark.parametrize("target", ["tflite", "openvino", "tensorrt"])
+@pytest.mark.parametrize("name", ["dncnn-color-blind", "dsunet-n", "ffdnet-color", "nafnet-width8", "unet"])
+def test_in_float_every_network_stays_what_it_was(name: str, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {
+        "dncnn-color-blind": {"widths": [8] * 3},
+        "dsunet-n": {"widths": [8, 16], "middle": [24], "finish": 16},
+        "ffdnet-color": {"widths": [8] * 3},
+        "unet": {"widths": [8, 8], "encoder": [[8]], "middle": [8], "decoder": [[8]]},
+    }
+    model = random_model(name, **small.get(name, {}))
+    program = QuantizedProgram(model, targets.get(target).scheme(), RANGE)
+    observe(program, OBSERVED, QuantizeSettings(bias_correction=False, equalisation=False))
+    monkeypatch.setattr(module, "_WORTH", 1e9)  # whatever it costs
+    monkeypatch.setattr(module, "_LEAST", 0.0)
+    assert equalise(program, OBSERVED)
+    batch = SmoothBatches()(9)
+    with program.in_float(), torch.no_grad():
+        expected = model(batch.noisy, batch.sigma)
+        torch.testing.assert_close(program(batch.noisy, batch.sigma), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_tensor_without_relu_keeps_its_extremes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # dsunet's depthwise layers write both signs; this channel is all negative.
+    model = random_model("dsunet-n", widths=[8, 16], middle=[24], finish=16)
+    with torch.no_grad():
+        model.get_parameter("middle.0.depthwise.bias")[3] -= 30
+        model.get_parameter("middle.0.expand.weight")[:, 3] /= 40
+    program = observed(model, range_fit="extremes")
+    bounds = next(bounds for name, bounds in program.tensors() if name == "middle.0.depthwise")
+    lower, upper = (float((end * bounds.width).detach()) for end in (bounds.lower, bounds.upper))
+    assert lower < -25
+    monkeypatch.setattr(module, "_WORTH", 1e9)
+    monkeypatch.setattr(module, "_LEAST", 0.0)
+    assert "middle.0.depthwise" in equalise(program, OBSERVED, fit=False)
+    after = [float((end * bounds.width).detach()) for end in (bounds.lower, bounds.upper)]
+    assert lower / 2 < after[0] < 0
+    assert after[1] <= upper * 1.0001
+
+
+def test_it_comes_before_bias_correction() -> None:
+    program = observed(plain(), bias_correction=True)
+    with pytest.raises(ValueError, match="equalise first"):
+        equalise(program, OBSERVED)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.qat import rates
 from edgekit.compress.scheme import Scheme
+from edgekit.errors import RecipeError
 from edgekit.models import create
 from edgekit.models.base import DenoiserModel
 
@@ -89,3 +93,23 @@ def test_a_wide_layer_keeps_its_weights_in_float() -> None:
 def test_symmetric_scheme_has_zero_points_of_zero() -> None:
     program, _, _ = observed(Scheme("t", symmetric_activations=True, every_tensor=False, quantized_io=False))
     assert {int(r.calculate_qparams()[1]) for r in program.ranges} == {0}
+
+
+def test_a_layer_that_runs_twice_is_one_kernel() -> None:
+    model = create("dncnn-color-blind", widths=[8] * 3).eval()
+    model.model[4] = model.model[2]
+    program = QuantizedProgram(model, Scheme("t"), RANGE)
+    kernels = program.kernels()
+    assert [kernel.weight for kernel in kernels] == ["model.0.weight", "model.2.weight", "model.6.weight"]
+    assert [kernel.bias for kernel in kernels] == ["model.0.bias", "model.2.bias", "model.6.bias"]
+    assert "model.2.weight" in rates(program, 0.01)  # it learns
+
+
+@pytest.mark.parametrize("scheme", [Scheme("t"), Scheme("t", every_tensor=False)])
+def test_the_layer_that_writes_the_image_stays_in_integers(scheme: Scheme) -> None:
+    model = create("ffdnet-color", widths=[8] * 3).eval()
+    program = QuantizedProgram(model, scheme, RANGE)
+    assert list(program.between()) == ["model.0", "model.2"]  # what the last convolution reads cannot be float
+    asked = dataclasses.replace(scheme, wide=frozenset({"model.6"}))
+    with pytest.raises(RecipeError, match=r"layer 'model.6' writes the image.*leave it out of quantization.wide"):
+        QuantizedProgram(model, asked, RANGE)
