@@ -134,8 +134,8 @@ def _error(program: QuantizedProgram, tried: Sequence[Batch], expected: Sequence
 
 def _scalable(program: QuantizedProgram) -> list[Link]:
     """The tensors whose channels can be scaled: nothing but the convolutions at their ends would notice."""
-    nodes = [n for n in program.module.graph.nodes if n.op == "call_function" and n.target in CONVOLUTIONS]
-    uses = Counter(program.parameter(read) for node in nodes for read in node.args[1:3] if isinstance(read, Node))
+    readers = [n for n in program.module.graph.nodes if n.op == "call_function"]
+    uses = Counter(program.parameter(read) for node in readers for read in node.all_input_nodes)
     modules = dict(program.module.named_modules(remove_duplicate=False))
     calls = Counter(modules[str(n.target)] for n in program.module.graph.nodes if n.op == "call_module")
 
