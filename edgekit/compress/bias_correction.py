@@ -44,13 +44,18 @@ def correct_biases(program: QuantizedProgram, observed: Sequence[Batch]) -> None
             found.setdefault(quantizer, (str(behind(read).target), str(bias.target), []))[2].extend(seen)
     for quantizer, (name, bias_name, seen) in found.items():
         weight = program.module.get_parameter(name)
-        with torch.no_grad():
-            error = (quantizer(weight) - weight).sum((2, 3))
-        program.shift(quantizer, bias_name, _product(error, torch.stack(seen).mean(0)))
+        program.shift(quantizer, bias_name, added(quantizer, weight, torch.stack(seen).mean(0)))
 
 
-def _product(error: Tensor, mean: Tensor) -> Tensor:
-    """The mean of each output channel: error [out, in / groups], mean [in]."""
+def added(quantizer: ChannelWeights, weight: Tensor, mean: Tensor) -> Tensor:
+    """What rounding a convolution's weights adds to its output on average, [out].
+
+    Args:
+        weight: [out, in / groups, h, w].
+        mean: of each channel that it reads, [in].
+    """
+    with torch.no_grad():
+        error = (quantizer(weight) - weight).sum((2, 3))
     groups = len(mean) // error.shape[1]
     blocks = error.view(groups, -1, error.shape[1]) @ mean.view(groups, -1, 1)
     return blocks.flatten()

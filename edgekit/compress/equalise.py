@@ -6,13 +6,15 @@ read it, with at most a ReLU in between, a channel can be divided by any positiv
 multiplied by it: in float nothing changes (Nagel et al. 2019, arXiv:1906.04721).
 
 What a channel gains, the weights behind it may lose, for they share a scale per output. And a narrow channel may be
-narrow because it matters little. So every tensor is tried, and only what is measured to lose less at the output stays.
+narrow because it matters little. So every tensor is tried, only what is measured to lose less at the output stays, and
+all of it only if the whole network loses less.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +23,15 @@ from torch.fx import Interpreter, Node
 
 from edgekit.compress.annotate import CONVOLUTIONS
 from edgekit.compress.batches import Batch
+from edgekit.compress.bias_correction import added, correct_biases
 from edgekit.compress.fake_quant import ChannelWeights
 from edgekit.compress.program import Link, QuantizedProgram
 
 # How far channels above the middle one are drawn in: to it, or to the geometric mean of both.
 _EXPONENTS = (1.0, 0.5)
-# What is left of the error at least: less of a gain is chance on so few images, and every change costs some precision.
-_WORTH = 0.7
+# What is left of the error at most, of a tensor and of the whole: less of a gain is chance on so few images, and every
+# change costs some precision.
+_WORTH = 0.8
 # An error not worth the trial, as a share of the float model's own: it costs 0.007 dB.
 _LEAST = 0.04
 # What the error is measured on: batches, and images of each. And positions of each batch that a range is fitted to.
@@ -68,12 +72,35 @@ def equalise(program: QuantizedProgram, observed: Sequence[Batch], *, fit: bool 
             watch.run(batch.noisy, batch.sigma)
         tried = [Batch(*(part[:_IMAGES] for part in batch)) for batch in observed[:_BATCHES]]
         expected = [program(batch.noisy, batch.sigma) for batch in tried]
+    before = {name: value.clone() for name, value in program.module.state_dict().items()}
     changed = {}
     for link in links:
         left = _equalise(program, link, watch.seen(link.node), tried, expected, fit=fit)
         if left is not None:
             changed[link.name] = left
+    if not changed:
+        return {}
+    after = {name: value.clone() for name, value in program.module.state_dict().items()}
+    even = _whole_error(program, observed, tried, expected)
+    program.module.load_state_dict(before)
+    if even > _WORTH * _whole_error(program, observed, tried, expected):
+        program.module.load_state_dict(before)
+        return {}
+    program.module.load_state_dict(after)
     return changed
+
+
+def _whole_error(
+    program: QuantizedProgram, observed: Sequence[Batch], tried: Sequence[Batch], expected: Sequence[Tensor]
+) -> float:
+    """The error with all of it rounded and biases corrected: what tensors gain alone, the whole need not gain."""
+    correct_biases(program, observed)
+    inside = [bounds for _, bounds in program.tensors()]
+    weights = [layer.weight for layer in program.layers() if layer.weight is not None]
+    with program.only(*inside, *weights), torch.no_grad():
+        found = _error(program, tried, expected)
+    program.shift_back()
+    return found
 
 
 def _equalise(
@@ -95,11 +122,11 @@ def _equalise(
         return None
     rounded = [link.bounds, *filter(None, (_weights(program, node) for node in link.readers))]
 
-    def error() -> float:
-        with program.only(*rounded), torch.no_grad():
+    def error(mean: Tensor) -> float:
+        with _corrected(program, link, mean), program.only(*rounded), torch.no_grad():
             return _error(program, tried, expected)
 
-    before = error()
+    before = error(seen.sample.mean(0))
     if before < _LEAST:
         return None
     at_first = _state(program, link)
@@ -110,7 +137,7 @@ def _equalise(
         _divide(program, link, scale)
         sample = seen.sample / scale
         link.bounds.begin((seen.lower / scale).amin(), (seen.upper / scale).amax(), sample if fit else None)
-        if (found := error()) < best:
+        if (found := error(sample.mean(0))) < best:
             best, kept = found, _state(program, link)
     _restore(kept)
     for node in (link.writer, *link.readers):
@@ -121,15 +148,29 @@ def _equalise(
 
 
 def _error(program: QuantizedProgram, tried: Sequence[Batch], expected: Sequence[Tensor]) -> float:
-    """How far the output is from the float one, but for a tint, which bias correction takes away; relative to what the
-    float output is from the clean image, as QAT counts it.
-    """
-    shares = []
-    for batch, wanted in zip(tried, expected, strict=True):
-        wrong = program(batch.noisy, batch.sigma) - wanted
-        own = (wanted - batch.clean).square().flatten(1).mean(1) + _ROUNDING
-        shares.append((wrong - wrong.mean((2, 3), keepdim=True)).square().flatten(1).mean(1) / own)
+    """How far the output is from the float one, relative to what that is from the clean image, as QAT counts it."""
+    shares = [
+        (program(batch.noisy, batch.sigma) - wanted).square().flatten(1).mean(1)
+        / ((wanted - batch.clean).square().flatten(1).mean(1) + _ROUNDING)
+        for batch, wanted in zip(tried, expected, strict=True)
+    ]
     return float(torch.cat(shares).sqrt().mean())
+
+
+@contextmanager
+def _corrected(program: QuantizedProgram, link: Link, mean: Tensor) -> Iterator[None]:
+    """Within it the readers' biases are corrected for the rounding of their weights, as all will be afterwards."""
+    shifted = []
+    for node in link.readers:
+        weight, *bias = _parameters(program, node)
+        if bias and (quantizer := _weights(program, node)) is not None:
+            shifted.append((bias[0], bias[0].data))
+            bias[0].data = bias[0].data - added(quantizer, weight, mean)
+    try:
+        yield
+    finally:
+        for parameter, value in shifted:
+            parameter.data = value
 
 
 def _scalable(program: QuantizedProgram) -> list[Link]:

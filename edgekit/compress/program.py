@@ -123,6 +123,13 @@ class QuantizedProgram:
         with torch.no_grad():
             self.module.get_parameter(bias).sub_(mean)
 
+    def shift_back(self) -> None:
+        """Undo every `shift`."""
+        for bias, mean in self._shifts.values():
+            with torch.no_grad():
+                self.module.get_parameter(bias).add_(mean)
+        self._shifts.clear()
+
     @contextmanager
     def in_float(self) -> Iterator[None]:
         """Within it nothing is quantized or corrected (ranges that still observe go on observing)."""
