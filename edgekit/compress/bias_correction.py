@@ -57,7 +57,7 @@ def added(quantizer: ChannelWeights, weight: Tensor, mean: Tensor) -> Tensor:
     with torch.no_grad():
         error = (quantizer(weight) - weight).sum((2, 3))
     groups = len(mean) // error.shape[1]
-    blocks = error.view(groups, -1, error.shape[1]) @ mean.view(groups, -1, 1)
+    blocks: Tensor = error.view(groups, -1, error.shape[1]) @ mean.view(groups, -1, 1)
     return blocks.flatten()
 
 
