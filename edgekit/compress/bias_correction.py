@@ -32,14 +32,13 @@ def correct_biases(program: QuantizedProgram, observed: Sequence[Batch]) -> None
         means = _Means(program)
         for batch in observed:
             means.run(batch.noisy, batch.sigma)
-    modules = dict(program.module.named_modules(remove_duplicate=False))
     found: dict[ChannelWeights, tuple[str, str, list[Tensor]]] = {}
     for node, seen in means.seen.items():
         read, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
         if CONVOLUTIONS[node.target] != 0 or not isinstance(read, Node) or not isinstance(bias, Node):  # type: ignore[index]
             continue
-        quantizer = modules.get(str(read.target)) if read.op == "call_module" else None
-        if isinstance(quantizer, ChannelWeights) and bias.op == "get_attr":
+        quantizer = program.quantizer(node)
+        if quantizer is not None and bias.op == "get_attr":
             # A layer that is run several times has one bias.
             found.setdefault(quantizer, (str(behind(read).target), str(bias.target), []))[2].extend(seen)
     for quantizer, (name, bias_name, seen) in found.items():

@@ -24,8 +24,8 @@ from torch.fx import Interpreter, Node
 from edgekit.compress.annotate import CONVOLUTIONS
 from edgekit.compress.batches import Batch
 from edgekit.compress.bias_correction import added, correct_biases
-from edgekit.compress.fake_quant import ChannelWeights
 from edgekit.compress.program import Link, QuantizedProgram
+from edgekit.compress.share import share
 
 # How far channels above the middle one are drawn in: to it, or to the geometric mean of both.
 _EXPONENTS = (1.0, 0.5)
@@ -38,8 +38,6 @@ _LEAST = 0.04
 _BATCHES = 2
 _IMAGES = 4
 _POSITIONS = 256
-# Mean squared error of rounding an image to 8 bits: see qat.py.
-_ROUNDING = 1 / 255**2 / 12
 
 
 @dataclass
@@ -120,7 +118,7 @@ def _equalise(
     above = (peaks / alive.median()).clamp(min=1)
     if not (above > 1).any():
         return None
-    rounded = [link.bounds, *filter(None, (_weights(program, node) for node in link.readers))]
+    rounded = [link.bounds, *filter(None, (program.quantizer(node) for node in link.readers))]
 
     def error(mean: Tensor) -> float:
         with _corrected(program, link, mean), program.only(*rounded), torch.no_grad():
@@ -141,7 +139,7 @@ def _equalise(
             best, kept = found, _state(program, link)
     _restore(kept)
     for node in (link.writer, *link.readers):
-        if (weights := _weights(program, node)) is not None:
+        if (weights := program.quantizer(node)) is not None:
             # It keeps the scale of what it saw last.
             weights(_parameters(program, node)[0])
     return None if kept is at_first else best / before
@@ -150,8 +148,7 @@ def _equalise(
 def _error(program: QuantizedProgram, tried: Sequence[Batch], expected: Sequence[Tensor]) -> float:
     """How far the output is from the float one, relative to what that is from the clean image, as QAT counts it."""
     shares = [
-        (program(batch.noisy, batch.sigma) - wanted).square().flatten(1).mean(1)
-        / ((wanted - batch.clean).square().flatten(1).mean(1) + _ROUNDING)
+        share(program(batch.noisy, batch.sigma), wanted, batch.clean)
         for batch, wanted in zip(tried, expected, strict=True)
     ]
     return float(torch.cat(shares).sqrt().mean())
@@ -163,7 +160,7 @@ def _corrected(program: QuantizedProgram, link: Link, mean: Tensor) -> Iterator[
     shifted = []
     for node in link.readers:
         weight, *bias = _parameters(program, node)
-        if bias and (quantizer := _weights(program, node)) is not None:
+        if bias and (quantizer := program.quantizer(node)) is not None:
             shifted.append((bias[0], bias[0].data))
             bias[0].data = bias[0].data - added(quantizer, weight, mean)
     try:
@@ -233,14 +230,6 @@ def _parameters(program: QuantizedProgram, convolution: Node) -> list[Tensor]:
     """A convolution's weight and, where it has one, its bias."""
     names = [program.parameter(read) for read in convolution.args[1:3] if isinstance(read, Node)]
     return [program.module.get_parameter(name) for name in names if name is not None]
-
-
-def _weights(program: QuantizedProgram, convolution: Node) -> ChannelWeights | None:
-    """The quantizer of a convolution's weights; None where they stay float."""
-    read = convolution.args[1]
-    assert isinstance(read, Node)
-    found = dict(program.module.named_modules(remove_duplicate=False)).get(str(read.target))
-    return found if isinstance(found, ChannelWeights) else None
 
 
 class _Watch(Interpreter):

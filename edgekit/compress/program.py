@@ -202,18 +202,19 @@ class QuantizedProgram:
 
     def layers(self) -> list[QuantizedLayer]:
         """The convolutions in the order they run."""
-        modules = dict(self.module.named_modules(remove_duplicate=False))
-        found = []
-        for node in self.module.graph.nodes:
-            if node.op != "call_function" or node.target not in CONVOLUTIONS:
-                continue
-            read = node.args[1]
-            assert isinstance(read, Node)
-            quantizer = modules[str(read.target)] if read.op == "call_module" else None
-            name = str(behind(read).target)
-            weight = quantizer if isinstance(quantizer, ChannelWeights) else None
-            found.append(QuantizedLayer(name.removesuffix(".weight"), weight, behind(read).meta["val"].numel()))
-        return found
+        return [
+            QuantizedLayer(layer_path(node), self.quantizer(node), behind(node.args[1]).meta["val"].numel())
+            for node in self.module.graph.nodes
+            if node.op == "call_function" and node.target in CONVOLUTIONS
+        ]
+
+    def quantizer(self, convolution: Node) -> ChannelWeights | None:
+        """The quantizer of a convolution's weights; None where they stay float."""
+        read = convolution.args[1]
+        assert isinstance(read, Node)
+        # `get_submodule` finds a module that has several names by each of them.
+        found = self.module.get_submodule(str(read.target)) if read.op == "call_module" else None
+        return found if isinstance(found, ChannelWeights) else None
 
     def kernels(self) -> list[Kernel]:
         """The convolutions' parameters, each once, in the order they run; fixed kernels are left out."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgekit.compress.batches import Batch, Batches, Progress
 from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.share import share
 from edgekit.compress.steps import Checkpoint, finite
 from edgekit.errors import RecipeError
 from edgekit.losses import weighted
@@ -17,8 +18,6 @@ from edgekit.models.base import DenoiserModel
 from edgekit.recipe import QuantizeSettings
 from edgekit.schedule import Average, cosine
 
-# Mean squared error of rounding an image to 8 bits, in units of 0..1: no image is expected to be better.
-_ROUNDING = 1 / 255**2 / 12
 # A share of the float model's error that is not worth learning: 0.0004 dB. Near 0 a root has no end of a slope.
 _NOTHING = 1e-4
 # Of the first phase's rate of ranges: they are near where they belong.
@@ -198,9 +197,7 @@ def _loss(program: QuantizedProgram, teacher: DenoiserModel, settings: QuantizeS
         with torch.no_grad():
             # In float32: what bfloat16 rounds away is more than what is left to learn at low noise.
             taught = teacher(batch.noisy.contiguous(memory_format=torch.channels_last), batch.sigma)
-        own = (taught - batch.clean).square().flatten(1).mean(1) + _ROUNDING
-        share = (output - taught).square().flatten(1).mean(1) / own
-        loss = loss + settings.teacher_weight * (share + _NOTHING).sqrt().mean()
+        loss = loss + settings.teacher_weight * (share(output, taught, batch.clean) + _NOTHING).sqrt().mean()
     if settings.clean_weight:
         loss = loss + settings.clean_weight * weighted({"l1": 1.0}, output, batch.clean, batch.sigma)
     return loss
