@@ -26,6 +26,7 @@ _S = TypeVar("_S", bound="Settings")
 Probability = Annotated[float, Field(ge=0, le=1)]
 EightBit = Annotated[float, Field(ge=0, le=255)]
 PositiveShare = Annotated[float, Field(gt=0, le=1)]
+GrainPixels = Annotated[float, Field(ge=0, le=4)]
 JpegQuality = Annotated[int, Field(ge=1, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
@@ -83,13 +84,18 @@ class NoiseSettings(Settings):
     # drawing each alone. Off: as the weights that ship were trained.
     stratified: bool = True
     # camera: standard deviation, in pixels, of the camera's own filter of the noise; demosaicking comes on top.
-    grain: tuple[Probability, Probability] = (0.0, 1.0)
+    grain: tuple[GrainPixels, GrainPixels] = (0.0, 1.0)
+    # camera: the same for a filter of the noise's colour alone, which cameras smooth more than its brightness.
+    chroma_grain: tuple[GrainPixels, GrainPixels] = (0.0, 0.0)
     # camera: share of the images that are stored as JPEG.
     jpeg_share: Probability = 0.5
+    # All but gaussian: the level that the model is told. rms: root mean square of noisy - clean. auto: drawn from the
+    # span in which `sigma="auto"` finds it, for noise that is correlated between neighbours.
+    level: Literal["rms", "auto"] = "rms"
     # Share of images that are clipped to 0..1 and rounded to 8 bits, as a device sees them.
     device_share: Probability = 1.0
 
-    @field_validator("sigma", "shot", "read", "density", "quality", "grain")
+    @field_validator("sigma", "shot", "read", "density", "quality", "grain", "chroma_grain")
     @classmethod
     def _ordered(cls, value: tuple[float, float]) -> tuple[float, float]:
         if value[0] > value[1]:

@@ -32,7 +32,15 @@ SMALL: dict[str, Any] = {
             "sigma_level": 1,
         },
         "dsunet-s": SMALL,
-        "dsunet-m": {"widths": [48, 80], "encoder": [[96]], "middle": [160] * 6, "decoder": [[96]]},
+        "dsunet-m": {
+            "widths": [40, 80, 128],
+            "encoder": [[], [192] * 2],
+            "middle": [288] * 4,
+            "decoder": [[], [192] * 2],
+            "up_width": 32,
+            "finish": 80,
+            "sigma_level": 1,
+        },
         "dsunet-l": {
             "widths": [48, 96, 192],
             "encoder": [[96] * 2, [192] * 2],
@@ -42,7 +50,7 @@ SMALL: dict[str, Any] = {
     }
 )
 class DSUNet(ShuffledUNet):
-    """Depthwise-separable U-Net, sized by MACs: students n (2.9 kMAC/px), s (8.9), m (19.2); l (40.3) teaches."""
+    """Depthwise-separable U-Net, sized by MACs: students n (2.9 kMAC/px), s (8.9), m (19.9); l (40.3) teaches."""
 
     arch = "dsunet"
     source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind FFDNet's pixel-unshuffle (arXiv:1710.04026)"

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgekit.runtime.pixels import full_scale
 
 # Pixels that are averaged along each side before the differences are taken.
-_SCALES = (3, 4, 6)
+SCALES = (3, 4, 6)
 # Side of a block in averaged pixels.
 _BLOCK = 8
 # The blocks that the level is read from, and the flatter ones that must show it, too: noise is everywhere, texture not.
@@ -20,12 +20,12 @@ _FEW_BLOCKS = 20
 # An averaged pixel with a larger share of samples at black or white is left out.
 _CUT = 0.1
 # Median of the absolute value of a normal variable.
-_MAD = 0.6745
+MAD = 0.6745
 # Orthonormal differences of the colours, in which noise is as strong as in the colours but texture is far weaker.
-_CHROMA = np.array([[1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt(np.array([[2], [6]], np.float32))
+CHROMA = np.array([[1, 0, -1], [1, -2, 1]], np.float32) / np.sqrt(np.array([[2], [6]], np.float32))
 # Of the height of the noise's spectrum, what a denoiser that learned white noise is best told: told all of it, it takes
 # detail for noise. 0.55 to 0.7 are within 0.1 dB (dsunet-s, synthetic camera noise on 48 training photographs).
-_TOLD = 0.62
+TOLD = 0.62
 # Correlated is noise that is so many times stronger at coarse scales than between neighbours: camera noise is 5.7 times
 # as strong there at least, white noise of 5 under texture up to 3.8 times (the same photographs, for white noise also
 # others and with their colours enhanced).
@@ -48,7 +48,7 @@ def correlated_level(image: NDArray[Any]) -> float:
         it is highest, as the deviation of white noise of that height; 0 where coarse scales read no more than white
         noise or weak texture would, or the image has too few blocks that show noise.
     """
-    coarse = [_levels(image, scale) for scale in _SCALES]
+    coarse = [_levels(image, scale) for scale in SCALES]
     shown = [levels for levels in coarse if levels.size >= _FEW_BLOCKS]
     if not shown:
         return 0.0
@@ -59,7 +59,7 @@ def correlated_level(image: NDArray[Any]) -> float:
     between = float(np.quantile(fine, _QUANTILE)) if fine.size else 0.0
     if everywhere < _CLEARLY * max(between, _ROUNDING):
         return 0.0
-    return _TOLD * max(float(np.quantile(levels, _QUANTILE)) for levels in shown)
+    return TOLD * max(float(np.quantile(levels, _QUANTILE)) for levels in shown)
 
 
 def _levels(image: NDArray[Any], scale: int) -> NDArray[np.float32]:
@@ -79,7 +79,7 @@ def _stripe_levels(stripe: NDArray[Any], scale: int) -> NDArray[np.float32]:
     height, width = stripe.shape[0] // scale, stripe.shape[1] // scale
     cells = stripe.reshape(height, scale, width, scale, 3).astype(np.float32)
     cut = ((cells <= 0) | (cells >= top)).mean((1, 3, 4)) > _CUT
-    chroma = cells.mean((1, 3)) @ _CHROMA.T
+    chroma = cells.mean((1, 3)) @ CHROMA.T
     difference = np.abs(np.diff(np.diff(chroma, 2, axis=0), 2, axis=1)) * (scale * 255 / top / 6)
     touched: NDArray[np.bool_] = np.lib.stride_tricks.sliding_window_view(cut, (3, 3)).max(axis=(2, 3))
     # Where nothing is seen, infinite: after sorting that stands behind what counts.
@@ -89,4 +89,4 @@ def _stripe_levels(stripe: NDArray[Any], scale: int) -> NDArray[np.float32]:
     ordered = np.sort(blocks, axis=1)[counts > _BLOCK**2 // 2]
     middle = (counts[counts > _BLOCK**2 // 2] // 2)[:, None]
     found: NDArray[np.float32] = np.take_along_axis(ordered, middle, 1)[:, 0].astype(np.float32)
-    return found / np.float32(_MAD)
+    return found / np.float32(MAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -40,7 +41,7 @@ def draw(clean: Tensor, settings: NoiseSettings, generator: torch.Generator, jpe
 
     Args:
         clean: [N, C, H, W] in 0..1, at least 4x4; gray images are given the luma of a colour camera's noise.
-        settings: `shot`, `grain`, `jpeg_share` and `quality` count.
+        settings: `shot`, `grain`, `chroma_grain`, `jpeg_share` and `quality` count.
         generator: a CPU generator.
         jpeg: what writes and reads a JPEG.
     Returns: noisy images in 0..1.
@@ -52,6 +53,9 @@ def draw(clean: Tensor, settings: NoiseSettings, generator: torch.Generator, jpe
     read = (slope * shot.log() + intercept + scatter * torch.randn(count, generator=generator)).exp().sqrt()
     grain = torch.empty(count).uniform_(*settings.grain, generator=generator)
     noisy = expose(clean, shot, read, grain, generator)
+    if settings.chroma_grain[1] > 0 and clean.shape[1] == 3:
+        chroma_grain = torch.empty(count).uniform_(*settings.chroma_grain, generator=generator)
+        noisy = smooth_colour(clean, noisy, chroma_grain)
     stored = torch.rand(count, generator=generator) < settings.jpeg_share
     worst, best = settings.quality
     quality = torch.randint(worst, best + 1, (count,), generator=generator)
@@ -73,7 +77,7 @@ def expose(clean: Tensor, shot: Tensor, read: Tensor, grain: Tensor, generator: 
         clean: [N, C, H, W] in 0..1, C is 1 or 3, at least 4x4.
         shot: [N], variance per unit of raw signal (raw in 0..1).
         read: [N], standard deviation of the read noise on the scale of raw.
-        grain: [N], standard deviation in pixels, 0..1, of the filter that the noise goes through after demosaicking, as
+        grain: [N], standard deviation in pixels of the filter that the noise goes through after demosaicking, as
             a camera's own noise reduction and resampling leave it.
         generator: a CPU generator.
     Returns: noisy images in 0..1.
@@ -96,6 +100,19 @@ def expose(clean: Tensor, shot: Tensor, read: Tensor, grain: Tensor, generator: 
         return noisy
     # The luma of the noise, not of the picture: gray stays what it was.
     return (clean + torch.einsum("c,nchw->nhw", _LUMA, noisy - colour)[:, None]).clamp_(0, 1)
+
+
+def smooth_colour(clean: Tensor, noisy: Tensor, grain: Tensor) -> Tensor:
+    """Filter the colour of the noise and leave its luma alone, as noise reduction in cameras does first.
+
+    Args:
+        clean, noisy: [N, 3, H, W] in 0..1.
+        grain: [N], standard deviation of the filter in pixels.
+    Returns: noisy images in 0..1.
+    """
+    noise = noisy - clean
+    luma = torch.einsum("c,nchw->nhw", _LUMA, noise)[:, None]
+    return (clean + luma + _filter(noise - luma, grain)).clamp_(0, 1)
 
 
 def _cameras(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -151,9 +168,11 @@ def _demosaic(sparse: Tensor) -> Tensor:
 
 
 def _filter(noise: Tensor, grain: Tensor) -> Tensor:
-    """Low-pass filter of the given standard deviation in pixels, 0..1, per image [N]: twice [a, 1 - 2a, a]."""
-    a = grain.square()[:, None, None, None] / 4  # each pass has variance 2a
-    for dim in (2, 3, 2, 3):
+    """Low-pass filter of the given standard deviation in pixels per image [N]: [a, 1 - 2a, a], time and again."""
+    # No filter of a pass may ring: its variance, 2a, is a half at most.
+    passes = 2 * max(1, math.ceil(float(grain.max()) ** 2))
+    a = grain.square()[:, None, None, None] / (2 * passes)
+    for dim in (2, 3) * passes:
         noise = torch.addcmul(noise * (1 - 2 * a), a, _neighbours(noise, dim))
     return noise
 

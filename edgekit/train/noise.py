@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgekit.errors import UnknownNameError
 from edgekit.recipe import NoiseSettings
-from edgekit.train import camera
+from edgekit.train import camera, told
 
 # (clean [N, C, H, W] in 0..1, settings, generator) -> (noisy, not clipped; the noise level [N] in 0..1).
 NoiseModel = Callable[[Tensor, NoiseSettings, torch.Generator], tuple[Tensor, Tensor]]
@@ -28,7 +28,8 @@ def draw(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> 
         generator: a CPU generator; the same state gives the same noise.
     Returns: (noisy [N, C, H, W], sigma [N] in 0..1). For Gaussian noise sigma is the standard deviation that was drawn;
         for every other model it is the root mean square of noisy - clean over the image, before clipping: one number
-        that says how far from clean the image is, whatever the noise, and that `--sigma auto` can be held against.
+        that says how far from clean the image is, whatever the noise; or, where the settings say `level: auto`, what
+        `sigma="auto"` might estimate (`told.as_estimated`).
     Raises: UnknownNameError: no such noise model.
     """
     noisy, sigma = get(settings.model)(clean, settings, generator)
@@ -131,11 +132,6 @@ def _uniform(count: int, low: float, high: float, settings: NoiseSettings, gener
     return low + (high - low) * parts / count
 
 
-def level(clean: Tensor, noisy: Tensor) -> Tensor:
-    """The noise level of each image, [N]: the root mean square of noisy - clean."""
-    return (noisy - clean).square().flatten(1).mean(1).sqrt()
-
-
 def _draw_gaussian(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     low, high = (s / 255 for s in settings.sigma)
     sigma = _uniform(clean.shape[0], low, high, settings, generator)
@@ -177,7 +173,9 @@ def _draw_camera(clean: Tensor, settings: NoiseSettings, generator: torch.Genera
 def _with_level(add: Callable[[Tensor, NoiseSettings, torch.Generator], Tensor]) -> NoiseModel:
     def model(clean: Tensor, settings: NoiseSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         noisy = add(clean, settings, generator)
-        return noisy, level(clean, noisy)
+        if settings.level == "auto":
+            return noisy, told.as_estimated(clean, noisy, generator)
+        return noisy, told.rms(clean, noisy)
 
     return model
 

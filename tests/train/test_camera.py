@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -49,6 +50,29 @@ def test_noise_is_correlated_where_white_noise_is_not(channels: int) -> None:
     found = neighbours(exposed(clean) - clean)
     assert 0.3 < found < 0.8
     assert neighbours(exposed(clean, grain=1.0) - clean) > found + 0.1
+
+
+@pytest.mark.parametrize("grain", [0.3, 1.0, 1.7, 3.0])
+def test_grain_is_the_deviation_of_the_filter(grain: float) -> None:
+    point = torch.zeros(1, 1, 65, 65)
+    point[..., 32, 32] = 1
+    spread = camera._filter(point, torch.tensor([grain]))[0, 0]
+    assert spread.min() >= 0
+    assert spread.sum() == pytest.approx(1, abs=1e-5)
+    places = torch.arange(65) - 32
+    for dim in (0, 1):
+        assert (spread.sum(dim) * places.square()).sum().sqrt() == pytest.approx(grain, rel=1e-3)
+
+
+def test_chroma_grain_smooths_the_colour_of_the_noise_alone() -> None:
+    clean = torch.full((8, 3, 96, 96), 0.5)
+    noisy = noise.gaussian(clean, torch.full((8,), 0.05), generator())
+    smooth = camera.smooth_colour(clean, noisy, torch.full((8,), 2.0))
+    luma = [torch.einsum("c,nchw->nhw", camera._LUMA, image - clean) for image in (noisy, smooth)]
+    torch.testing.assert_close(luma[0], luma[1], rtol=0, atol=1e-5)
+    red = [(image - clean)[:, 0] - y for image, y in zip((noisy, smooth), luma, strict=True)]
+    # White noise behind a Gaussian filter keeps 1 / (2 sqrt(pi) s) of its deviation.
+    assert red[1].std() / red[0].std() == pytest.approx(1 / (2 * math.pi**0.5 * 2), rel=0.1)
 
 
 def test_white_balance_and_matrix_correlate_the_channels() -> None:
