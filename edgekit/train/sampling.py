@@ -12,7 +12,7 @@ from torch import Tensor
 from edgekit.batch import Batch
 from edgekit.errors import DataError
 from edgekit.recipe import TrainSettings
-from edgekit.train import neighbours, noise, patches
+from edgekit.train import neighbours, noise, patches, told
 from edgekit.train.images import ImageSource
 
 
@@ -100,7 +100,7 @@ class Sampler:
                 raise DataError(f"{self._pictures[i].name} has no noisy partner: pairs and single images do not mix")
             drawn.append(patches.crop_pair(clean, noisy, self._settings.patch, self._settings.augment, rng))
         clean_batch, noisy_batch = (_stack(list(images)) for images in zip(*drawn, strict=True))
-        return Batch(clean_batch, noisy_batch, noise.level(clean_batch, noisy_batch))
+        return Batch(clean_batch, noisy_batch, told.rms(clean_batch, noisy_batch))
 
 
 def batches(source: ImageSource, settings: TrainSettings, *, rank: int = 0, world: int = 1) -> Sampler:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import NoiseSettings
-from edgekit.train import noise
+from edgekit.train import noise, told
 from edgekit.train.decode import Image
 from edgekit.train.images import Picture
 
@@ -105,7 +105,7 @@ def _samples(
         clean = to_tensor(pixels)
         if given is not None:
             noisy = to_tensor(given)
-            yield clean, noisy, noise.level(clean, noisy)
+            yield clean, noisy, told.rms(clean, noisy)
         elif sigma is not None:
             drawn = noise.as_published(pixels.shape, sigma / 255, seed)
             noisy = clean + torch.from_numpy(drawn).permute(2, 0, 1)[None].float()
