@@ -58,7 +58,7 @@ def compress(
         data: folder of clean images, or of pairs (`noisy/` and `clean/`); the built-in images, which need no download.
         sigma: noise levels in 8-bit units, (low, high) or "low:high" within 0..255; (0, 55).
         iso_sigma: noise level by ISO setting, within `sigma`, which the bundle carries (`edgekit profile`); none.
-        prune: share of the MACs to remove, 0..0.9; 0.25.
+        prune: share of the MACs to remove, 0..0.9; 0.25, or 0 of a network with less than 5,000 MACs per pixel.
         steps: training steps of distillation and quantization together; the stages' own.
         target: what to export for: "tflite", "openvino" or "tensorrt". It has no default.
         quantizer: "edgekit" (ranges learned by QAT), or "nncf" for OpenVINO (NNCF's post-training quantization).

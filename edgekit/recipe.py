@@ -276,8 +276,8 @@ class Recipe(Settings):
     iso_sigma: dict[PositiveInt, EightBit] = {}
     # The noise itself, which the stages see and the golden tiles carry; `sigma` above is its range. Pairs bring theirs.
     noise: NoiseSettings = NoiseSettings()
-    # Share of the MACs to remove.
-    prune: Annotated[float, Field(ge=0, le=0.9)] = 0.25
+    # Share of the MACs to remove. None: a quarter, but nothing of a network that is small (`pipeline.share_of`).
+    prune: Annotated[float, Field(ge=0, le=0.9)] | None = None
     # Training steps of distillation and quantization together; None is what the stages' own settings say.
     steps: Annotated[int, Field(ge=0)] | None = None
     # One target, or "all": pruned and distilled once, then quantized and exported for each.
@@ -312,7 +312,8 @@ class Recipe(Settings):
     def _agree(self) -> Recipe:
         """Refuse a stage's own setting that a setting of the whole would silently replace."""
         if self.pruning.ratio not in (PruneSettings().ratio, self.prune):
-            raise ValueError(f"pruning.ratio {self.pruning.ratio:g} against prune {self.prune:g}: give prune alone")
+            given = "no prune" if self.prune is None else f"prune {self.prune:g}"
+            raise ValueError(f"pruning.ratio {self.pruning.ratio:g} against {given}: give prune alone")
         if self.noise.sigma not in (NoiseSettings().sigma, self.sigma):
             low, high = self.noise.sigma
             raise ValueError(f"noise.sigma {low:g}:{high:g} against sigma: give sigma alone")

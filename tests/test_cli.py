@@ -98,7 +98,7 @@ def test_every_command_has_help(edgekit: Terminal, command: str) -> None:
 def test_help_of_compress_states_the_recipes_defaults(edgekit: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     text = edgekit("compress", "--help").out
-    for name in ("model", "teacher", "prune", "precision", "max_drop", "tile", "seed"):
+    for name in ("model", "teacher", "precision", "max_drop", "tile", "seed"):
         flag = f"--{name.replace('_', '-')} "
         line = next(line for line in text.splitlines() if flag in line)
         assert f"[default: ({Recipe.model_fields[name].default})]" in line

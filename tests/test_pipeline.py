@@ -30,6 +30,7 @@ from edgekit.targets import registry as targets
 from edgekit.train.images import open_images
 
 SMALL: dict[str, object] = {
+    "prune": 0.25,
     "pruning": {"batches": 2},
     "distillation": {"batch": 2, "patch": 32, "cache_batches": 2, "save_every": 2, "warmup": 1},
     "quantization": {"calibration_batches": 1, "save_every": 2, "warmup": 1},
@@ -363,6 +364,20 @@ def test_unknown_target(weights: Path, tmp_path: Path) -> None:
 def test_float_precision_has_no_quantize_stage(weights: Path) -> None:
     stages = [stage.stage for stage in pipeline.plan(recipe(weights, precision="fp16"))]
     assert stages == ["original", "prune", "distill", "export", "check"]
+
+
+@pytest.mark.parametrize(("name", "pruned"), [("dsunet-n", False), ("dsunet-s", True)])
+def test_a_small_network_is_not_pruned_unless_told(name: str, pruned: bool) -> None:
+    stages = [stage.stage for stage in pipeline.plan(load_recipe(model=name, target="tflite"))]
+    assert ("prune" in stages) == pruned
+    told = load_recipe(model=name, target="tflite", prune=0.0 if pruned else 0.1)
+    assert ("prune" in [stage.stage for stage in pipeline.plan(told)]) != pruned
+
+
+def test_the_bundle_states_the_share_that_was_chosen(weights: Path, tmp_path: Path) -> None:
+    (made,) = pipeline.compress(recipe(weights, prune=None, precision="fp32", steps=0), out=tmp_path)
+    assert made.manifest.recipe["prune"] == 0
+    assert made.manifest.model.macs_per_pixel == made.manifest.model.original_macs_per_pixel
 
 
 def test_steps_are_shared_between_the_trainings(weights: Path) -> None:

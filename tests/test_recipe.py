@@ -15,7 +15,7 @@ from edgekit.recipe import Recipe, TrainRecipe, TrainSettings, load, load_recipe
 def test_defaults_are_the_documented_ones() -> None:
     recipe = load_recipe(target="tflite")
     assert (recipe.model, recipe.teacher, recipe.weights, recipe.data) == ("dsunet-s", "original", None, None)
-    assert (recipe.sigma, recipe.prune, recipe.precision) == ((0.0, 55.0), 0.25, "int8")
+    assert (recipe.sigma, recipe.prune, recipe.precision) == ((0.0, 55.0), None, "int8")
     assert (recipe.max_drop, recipe.tile, recipe.seed, recipe.steps) == (0.5, 512, 0, None)
 
 
@@ -51,7 +51,7 @@ def test_sigma_may_be_written_as_on_the_command_line(given: Any, sigma: tuple[fl
             "quantization.weight_learning_rate is 0: expected a number above 0",
         ),
         ({"quantization": 3}, "quantization is 3: expected settings by name"),
-        ({"pruning": {"ratio": 0.5}}, "pruning.ratio 0.5 against prune 0.25: give prune alone"),
+        ({"pruning": {"ratio": 0.5}}, "pruning.ratio 0.5 against no prune: give prune alone"),
         ({"distillation": {"seed": 5}}, "distillation.seed 5 against seed 0: give seed alone"),
     ],
 )

@@ -79,6 +79,8 @@ class Other:
         self.call: Any
         try:
             if variant["engine"] == "openvino":
+                # Without this, importing OpenVINO reports it over the network.
+                sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
                 import openvino
 
                 settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}

@@ -46,7 +46,10 @@ def compress(
     data: Data = None,
     sigma: Sigma = None,
     prune: Annotated[
-        Flag, typer.Option(metavar="SHARE", show_default="0.25", help="Share of the MACs to remove.")
+        Flag,
+        typer.Option(
+            metavar="SHARE", show_default="0.25; 0 below 5 kMAC per pixel", help="Share of the MACs to remove."
+        ),
     ] = None,
     steps: Annotated[
         Flag,

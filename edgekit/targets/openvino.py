@@ -18,6 +18,7 @@ from edgekit.compress.scheme import Scheme
 from edgekit.errors import MissingExtraError
 from edgekit.models.base import DenoiserModel
 from edgekit.quiet import quietly
+from edgekit.runtime import unreported
 from edgekit.runtime.engines import openvino as engine
 from edgekit.targets import onnx_graph
 from edgekit.targets.base import Lowered, Plain
@@ -103,8 +104,7 @@ def _floats(model: DenoiserModel, folder: Path, name: str) -> list[Variant]:
 
 
 def _read(source: Path) -> Any:
-    import openvino
-
+    openvino = unreported.openvino()
     # Not convert_model, which reports its use over the network from a forked process.
     return openvino.Core().read_model(str(source))
 
@@ -130,8 +130,7 @@ def _nncf(source: Path, model: DenoiserModel, batches: Batches, count: int) -> A
 def _save(
     graph: Any, folder: Path, stem: str, kind: str, model: DenoiserModel, bytes_in_and_out: bool = False
 ) -> Variant:
-    import openvino
-
+    openvino = unreported.openvino()
     inputs, outputs = onnx_graph.specs(model)
     if bytes_in_and_out:
         graph = _bytes(graph)
@@ -160,7 +159,7 @@ def _tighten(path: Path) -> None:
 
 def _bytes(graph: Any) -> Any:
     """Bake the way from and to 8-bit images into the model: uint8 [N, H, W, C] in and out."""
-    import openvino
+    openvino = unreported.openvino()
     from openvino import opset13 as operators
     from openvino.preprocess import PrePostProcessor
 
@@ -188,9 +187,9 @@ def _as_bytes(spec: TensorSpec) -> TensorSpec:
 
 def _layers(path: Path, variant: Variant, model: DenoiserModel, tile: int) -> tuple[LayerReport, ...]:
     """What this machine really runs: OpenVINO's runtime model, by the names of the network's own layers."""
-    import openvino
-
     from edgekit.models.complexity import layer_macs
+
+    openvino = unreported.openvino()
 
     settings = {"INFERENCE_PRECISION_HINT": "f32"}
     ran = [item for item in engine.executed(path, openvino.Core(), "CPU", settings, variant) if item.macs]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import Variant
 from edgekit.errors import EngineError, MissingExtraError, RecipeError
+from edgekit.runtime.unreported import unreported
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ class EngineModule(Protocol):
 def look(name: str) -> Availability:
     """Whether the library of an engine that is named after it can be imported, and its version."""
     try:
-        version = str(importlib.import_module(name).__version__)
+        with unreported():
+            version = str(importlib.import_module(name).__version__)
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == name
         problem = "not installed" if missing else f"installed but broken ({' '.join(str(error).split())})"

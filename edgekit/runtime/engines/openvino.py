@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import Variant
 from edgekit.errors import EngineError, RecipeError
-from edgekit.runtime import tensors
+from edgekit.runtime import tensors, unreported
 from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount, look, require
 
 NAME = "openvino"
@@ -46,8 +46,7 @@ class OpenVINOEngine:
     counts_file = False
 
     def __init__(self, path: Path, variant: Variant, threads: int, options: EngineOptions) -> None:
-        import openvino
-
+        openvino = unreported.openvino()
         self.device = (options.device or "CPU").upper()
         self.hint = options.hint
         self._tile = options.tile
@@ -157,8 +156,7 @@ class OpenVINOEngine:
         self, inputs: Mapping[str, NDArray[Any]], queues: dict[int, tuple[Any, deque[int]]]
     ) -> tuple[Any, deque[int]]:
         """The queue of the model for inputs of these sizes, and its places that are free."""
-        import openvino
-
+        openvino = unreported.openvino()
         compiled = self._for(inputs)
         if id(compiled) not in queues:
             count = int(_property(compiled, "OPTIMAL_NUMBER_OF_INFER_REQUESTS", 1))
