@@ -103,6 +103,35 @@ def test_three_depthwise_readers() -> None:
     assert error(program, model) < 1.2 * whole
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_grouped_readers_and_layers_without_biases(groups: int, bias: bool) -> None:
+    model = plain()
+    torch.manual_seed(3)
+    for place in (2, 4):
+        # Of all inputs or of a few, with biases or none.
+        drawn = torch.nn.Conv2d(16, 16, 3, padding=1, groups=groups if place == 4 else 1, bias=bias)
+        torch.nn.init.normal_(drawn.weight, 0, 0.1)
+        model.model[place] = drawn
+    batch = SmoothBatches()(9)
+    with torch.no_grad():
+        expected = model(batch.noisy, batch.sigma)
+        # Two channels that different groups read, where there are groups.
+        model.model[2].weight[[3, 9]] *= 200
+        if bias:
+            model.model[2].bias[[3, 9]] *= 200
+        for channel in (3, 9):
+            first = channel // (16 // groups) * (16 // groups)
+            model.model[4].weight[first : first + 16 // groups, channel - first] /= 200
+        torch.testing.assert_close(model(batch.noisy, batch.sigma), expected, rtol=1e-4, atol=1e-5)
+    program = observed(model)
+    before = error(program, model)
+    assert "model.2" in equalise(program, OBSERVED)
+    assert error(program, model) < before / 3
+    with program.in_float(), torch.no_grad():
+        torch.testing.assert_close(program(batch.noisy, batch.sigma), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_calibration_equalises_unless_told_not_to() -> None:
     model = plain()
     stretch(model, "model.2", ["model.4"], [3, 7], 50.0)
