@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from edgekit._version import __version__
 from edgekit.bundle import reader, writer
@@ -34,7 +35,7 @@ from edgekit.compress.sensitivity import sensitivity
 from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, importers, licences, names
 from edgekit.models.complexity import layer_macs
-from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
+from edgekit.recipe import DistillSettings, NoiseSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.turns import in_turns
@@ -141,12 +142,13 @@ def plan(recipe: Recipe) -> list[StagePlan]:
     Raises: what `compress` raises about a recipe before it begins.
     """
     chosen, original, teacher = _prepare(recipe)
-    recipe = _sized(recipe, original)
+    recipe = _settled(recipe, original)
     pruning, distillation, quantization = settings_of(recipe)
     pixels = distillation.batch * distillation.patch**2
     step, taught = (0.0 if m is None else m.macs_per_pixel() * pixels / _MACS_PER_STEP for m in (original, teacher))
     taught *= distillation.cache_batches * _SECONDS["teacher"]
-    stages = [StagePlan("original", {"model": recipe.model, "data": str(recipe.data or "built-in")}, _SECONDS["start"])]
+    given = {"model": recipe.model, "data": str(recipe.data or "built-in"), "noise": recipe.noise.model}
+    stages = [StagePlan("original", given, _SECONDS["start"])]
     if recipe.prune:
         stages.append(StagePlan("prune", pruning.model_dump(), pruning.batches * step * _SECONDS["qat"] + 5))
     if distillation.steps:
@@ -186,7 +188,7 @@ def compress(
     Raises: EdgekitError: anything that is wrong with the recipe, images, weights or disk, before or while it runs.
     """
     chosen, original, teacher = _prepare(recipe, given)
-    recipe = _sized(recipe, original)
+    recipe = _settled(recipe, original) if given is None else recipe
     stem = _stem(recipe)
     destinations = {target.name: out / f"{stem}-{target.name}.edgekit" for target in chosen}
     for destination in destinations.values():
@@ -215,11 +217,28 @@ def share_of(macs_per_pixel: float) -> float:
     return 0.0 if macs_per_pixel < _SMALL else PruneSettings().ratio
 
 
-def _sized(recipe: Recipe, original: DenoiserModel) -> Recipe:
-    """The recipe with the share to prune that suits the model, if it gives none."""
-    if recipe.prune is not None:
-        return recipe
-    return recipe.model_copy(update={"prune": share_of(original.macs_per_pixel())})
+def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
+    """The recipe with what it leaves to the model: the share to prune, and the noise that the weights were trained on.
+
+    Raises: CheckpointError: the weights' header holds no noise that this edgekit knows.
+    """
+    changes: dict[str, Any] = {}
+    if recipe.prune is None:
+        changes["prune"] = share_of(original.macs_per_pixel())
+    if "noise" not in recipe.model_fields_set and not importers.accepts(recipe.model):
+        source = recipe.weights or recipe.model
+        if (text := checkpoints.metadata(source).get("noise")) is not None:
+            try:
+                noise = NoiseSettings.model_validate_json(text)
+            except ValidationError as error:
+                raise CheckpointError(
+                    f"{source} says that it was trained on the noise {text}, which this edgekit does not know "
+                    f"({error.errors()[0]['msg']}): give noise in a recipe (--recipe)"
+                ) from error
+            # The levels are the recipe's own matter, and a device sees 8 bits.
+            own = {"sigma": NoiseSettings().sigma, "device_share": 1.0}
+            changes["noise"] = noise.model_copy(update=own)
+    return recipe.model_copy(update=changes)
 
 
 def _stem(recipe: Recipe) -> str:

@@ -137,7 +137,7 @@ def bundle(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         Recipe,
         {
             "model": "dsunet-n", "weights": place / "base.safetensors", "teacher": "none", "target": "tflite",
-            "tile": 64, "data": place / "old", "sigma": 25, "steps": 100, "max_drop": 1.0,
+            "tile": 64, "data": place / "old", "sigma": 25, "steps": 100, "max_drop": 1.0, "prune": 0.25,
             "pruning": {"batches": 2, "round_to": 4},
             "distillation": {"batch": 4, "patch": 32, "cache_batches": 8, "warmup": 1, "loss": "mse"},
             "quantization": {"calibration_batches": 4, "warmup": 1},

@@ -23,7 +23,7 @@ from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, evaluate
 from edgekit.errors import CheckpointError, DataError, ExportError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints, create
-from edgekit.recipe import Recipe, load_recipe, make
+from edgekit.recipe import NoiseSettings, Recipe, load_recipe, make
 from edgekit.runtime.check import check
 from edgekit.stage_data import open_stage_data
 from edgekit.targets import registry as targets
@@ -372,6 +372,27 @@ def test_a_small_network_is_not_pruned_unless_told(name: str, pruned: bool) -> N
     assert ("prune" in stages) == pruned
     told = load_recipe(model=name, target="tflite", prune=0.0 if pruned else 0.1)
     assert ("prune" in [stage.stage for stage in pipeline.plan(told)]) != pruned
+
+
+def test_weights_are_compressed_on_the_noise_they_were_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    trained_on = NoiseSettings(model="camera", grain=(0.5, 2), sigma=(3, 9), device_share=0.25)
+    checkpoints.save(path, create("dsunet-n"), {"noise": trained_on.model_dump_json()})
+
+    def noise(**changes: object) -> object:
+        return pipeline.plan(recipe(path, **changes))[0].settings["noise"]
+
+    assert noise() == "camera"
+    assert noise(noise={"model": "jpeg"}) == "jpeg"
+    assert noise(noise={}) == "gaussian"
+    settled = pipeline._settled(recipe(path), create("dsunet-n")).noise
+    assert settled == trained_on.model_copy(update={"sigma": NoiseSettings().sigma, "device_share": 1.0})
+    checkpoints.save(path, create("dsunet-n"), {"noise": '{"model": "camera", "smear": 2}'})
+    with pytest.raises(
+        CheckpointError, match=r'mine.safetensors says .* the noise \{"model": .*give noise in a recipe'
+    ):
+        noise()
+    assert noise(noise={"model": "jpeg"}) == "jpeg"
 
 
 def test_the_bundle_states_the_share_that_was_chosen(weights: Path, tmp_path: Path) -> None:

@@ -134,6 +134,10 @@ def train(
         taught = [_terms(origin) for origin in (weights, teacher, settings.feature_weights) if origin is not None]
         terms = licences.combine(licences.Terms(source.licence, source.use), *taught)
         header = {"licence": terms.licence, "use": terms.use, "trained_on": source.name, "edgekit": __version__}
+        added = not source.paired and settings.self_supervised == "none"
+        if added and settings.noise.model != "gaussian":
+            # So that compression takes the same.
+            header["noise"] = settings.noise.model_dump_json(exclude_defaults=True)
         models.save(folder / WEIGHTS, trained, header)
     last: dict[str, Any] = records[-1] if records else {"step": settings.steps, "seconds": 0.0}
     return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores, first())

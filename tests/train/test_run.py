@@ -17,7 +17,7 @@ from PIL import Image as Pillow
 from edgekit import api, models
 from edgekit.errors import CheckpointError, DataError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints
-from edgekit.recipe import TrainRecipe, TrainSettings
+from edgekit.recipe import NoiseSettings, TrainRecipe, TrainSettings
 from edgekit.train.journal import read_log
 from edgekit.train.run import train
 
@@ -56,6 +56,14 @@ def test_the_recipe_repeats_the_run(folder: Path, quick: Quick, tmp_path: Path) 
     recipe = TrainRecipe.model_validate(yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text()))
     second = train(recipe.model, recipe.data, recipe.train, tmp_path / "b", channels=recipe.channels)
     assert first.path.read_bytes() == second.path.read_bytes()
+
+
+def test_weights_say_what_noise_they_were_trained_on(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    white = train("dsunet-n", folder, quick(), tmp_path / "white")
+    assert "noise" not in checkpoints.metadata(white.path)
+    noise = NoiseSettings(model="camera", grain=(0.5, 2))
+    camera = train("dsunet-n", folder, quick(noise=noise), tmp_path / "camera")
+    assert NoiseSettings.model_validate_json(checkpoints.metadata(camera.path)["noise"]) == noise
 
 
 def test_resumed_files_are_the_same(folder: Path, quick: Quick, tmp_path: Path) -> None:
