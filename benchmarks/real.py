@@ -23,8 +23,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import results, sets
 from benchmarks.console import leave, say, show
-from benchmarks.contestants import STUDENT
+from benchmarks.contestants import CAMERA, STUDENT
+from edgekit.bundle.reader import sha256
 from edgekit.errors import DataError
+from edgekit.models import checkpoints
 from edgekit.runtime import images
 from edgekit.runtime.estimate import estimate_sigma
 from edgekit.runtime.quality import psnr
@@ -36,7 +38,7 @@ SIGMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20, 25, 30, 40, 50)
 def main(arguments: Sequence[str]) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__)
-    parser.add_argument("--models", nargs="+", default=[STUDENT], help="shipped names or weight files")
+    parser.add_argument("--models", nargs="+", default=[STUDENT, CAMERA], help="shipped names or weight files")
     parser.add_argument("--data", type=Path, default=sets.SHARED / "data" / "real" / "CC60", help="noisy/ and mean/")
     parser.add_argument("--limit", type=int, help="only so many images, the first by name: a quick look")
     parser.add_argument("--out", type=Path)
@@ -98,6 +100,7 @@ def measure(name: str, found: Sequence[tuple[sets.Image, sets.Image]]) -> list[d
     mean = np.mean(fixed, axis=0)
     row = {
         "model": name,
+        "sha256": sha256(checkpoints.shipped().get(name, Path(name))),
         "noisy": float(np.mean(input_)),
         "fixed": float(mean.max()),
         "fixed_sigma": SIGMAS[int(mean.argmax())],

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import published, results
 from benchmarks.console import leave, say
-from benchmarks.contestants import OTHERS, STUDENT, TEACHER
+from benchmarks.contestants import CAMERA, OTHERS, STUDENT, TEACHER
 from benchmarks.sets import ROOT, SETS, SIGMAS
 from edgekit.errors import DataError, UnknownNameError
 
@@ -38,7 +38,7 @@ FILES = {
     ROOT / "docs" / "runtime.md": ("real",),
     ROOT / "docs" / "compression.md": ("ablation",),
     ROOT / "docs" / "models.md": ("zoo", "exports"),
-    **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in _SHIPPED},
+    **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in (*_SHIPPED, CAMERA)},
 }
 _BLOCK = re.compile(r"(?P<begin><!-- generated:(?P<name>[\w-]+) -->\n).*?(?P<end><!-- /generated:(?P=name) -->)", re.S)
 _MARK = re.compile(r"<!-- (/?)generated:([\w-]+) -->")
@@ -407,6 +407,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "zoo": zoo,
     "exports": exported,
     **{f"card-{name}": functools.partial(card, model=name) for name in _SHIPPED},
+    f"card-{CAMERA}": real,
 }
 
 

@@ -125,12 +125,20 @@ class _Run:
 
 
 def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, QuantizeSettings]:
-    """The stages' settings with the recipe's short forms (`prune`, `steps`, `seed`) put in."""
+    """The stages' settings with the recipe's short forms (`prune`, `steps`, `seed`) put in.
+
+    Where nothing is pruned, there is nothing to recover: a model is not taught its own outputs, unless
+    `distillation.steps` asks for it.
+    """
     pruning = recipe.pruning.model_copy(update={"ratio": recipe.prune})
     distillation = recipe.distillation.model_copy(update={"seed": recipe.seed})
     quantization = recipe.quantization
+    whole = recipe.prune == 0 and recipe.teacher == "original" and "steps" not in recipe.distillation.model_fields_set
+    if whole:
+        distillation = distillation.model_copy(update={"steps": 0})
     if recipe.steps is not None:
         first = round(recipe.steps * _DISTILL_SHARE) if recipe.precision == "int8" else recipe.steps
+        first = 0 if whole else first
         distillation = distillation.model_copy(update={"steps": first})
         quantization = quantization.model_copy(update={"steps": recipe.steps - first})
     return pruning, distillation, quantization
@@ -147,7 +155,13 @@ def plan(recipe: Recipe) -> list[StagePlan]:
     pixels = distillation.batch * distillation.patch**2
     step, taught = (0.0 if m is None else m.macs_per_pixel() * pixels / _MACS_PER_STEP for m in (original, teacher))
     taught *= distillation.cache_batches * _SECONDS["teacher"]
-    given = {"model": recipe.model, "data": str(recipe.data or "built-in"), "noise": recipe.noise.model}
+    low, high = recipe.sigma
+    given = {
+        "model": recipe.model,
+        "data": str(recipe.data or "built-in"),
+        "noise": recipe.noise.model,
+        "sigma": f"{low:g}:{high:g}",
+    }
     stages = [StagePlan("original", given, _SECONDS["start"])]
     if recipe.prune:
         stages.append(StagePlan("prune", pruning.model_dump(), pruning.batches * step * _SECONDS["qat"] + 5))

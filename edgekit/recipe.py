@@ -281,7 +281,7 @@ class Recipe(Settings):
     # Training steps of distillation and quantization together; None is what the stages' own settings say.
     steps: Annotated[int, Field(ge=0)] | None = None
     # One target, or "all": pruned and distilled once, then quantized and exported for each.
-    target: str
+    target: str = Field(json_schema_extra={"example": ", e.g. --target tflite (or openvino, tensorrt, all)"})
     # Who makes the integers: edgekit learns ranges (QAT); "nncf" is NNCF's post-training quantization, for OpenVINO.
     quantizer: Literal["edgekit", "nncf"] = "edgekit"
     precision: Literal["int8", "fp16", "fp32"] = "int8"

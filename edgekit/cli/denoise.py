@@ -47,6 +47,7 @@ def denoise(
     if iso is not None and level != "auto":
         raise RecipeError(f"--iso {iso:g} and --sigma {sigma}: both name a noise level; give one of them")
     jobs = plan(images, out, force=force)
+    _tell_left_out(images)
     # One image should be done soon; of many, the last one should.
     hint = "latency" if len(jobs) == 1 else "throughput"
 
@@ -174,8 +175,8 @@ def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path,
             pairs.append((source, out / source.name if to_folder else out))
         else:
             raise DataError(f"no image at {source}: expected a file ({', '.join(files.FORMATS)}) or a folder of them")
-    if to_folder and out.is_file():
-        raise RecipeError(f"-o {out} is a file: expected a folder for {len(pairs)} images")
+    if to_folder and (out.is_file() or (out.suffix.lower() in files.FORMATS and not out.is_dir())):
+        raise RecipeError(f"-o {out} is a file: expected a folder for {len(pairs)} image{'s' * (len(pairs) != 1)}")
     for _, target in pairs:
         if target.suffix.lower() not in files.FORMATS:
             raise DataError(f"{target} has the suffix {target.suffix!r}: expected one of {', '.join(files.FORMATS)}")
@@ -184,6 +185,17 @@ def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path,
         raise RecipeError(f"-o {out} lies below {above}, which is a file: choose another -o")
     _refuse_overwriting(pairs, force=force)
     return pairs
+
+
+def _tell_left_out(sources: Sequence[Path]) -> None:
+    """Say what of each folder is no image that is read here, so that nobody takes the result for all of it."""
+    for folder in (source for source in sources if source.is_dir()):
+        seen = {path.name for path in files.list_images(folder)}
+        others = sorted(path.name for path in folder.iterdir() if path.name not in seen and path.name[0] != ".")
+        if others:
+            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
+            kinds = ", ".join(files.FORMATS)
+            typer.echo(f"note: left out of {folder}: {shown}; only files that end in {kinds} are read", err=True)
 
 
 def _level(text: str) -> float | str:

@@ -28,12 +28,14 @@ def lint(
     if delegate not in _DELEGATES:
         raise UnknownNameError.unknown("delegate", delegate, _DELEGATES)
     with needed("lint", "all"):
-        from edgekit.models import create, importers, names
+        from edgekit.models import checkpoints, create, importers, names
         from edgekit.targets.gpu_delegate import refusals
 
-        if model not in names() and not importers.accepts(model):
+        # Shipped weights may have a name beside the model's.
+        name = checkpoints.preset(model)
+        if name not in names() and not importers.accepts(model):
             raise UnknownNameError.unknown("model", model, [*names(), "a network's file (net.py:make, .pt2, .onnx)"])
-        network = importers.load(model, None) if importers.accepts(model) else create(model)
+        network = importers.load(model, None) if importers.accepts(model) else create(name)
         found = refusals(network)
     screen = show.console()
     if found:

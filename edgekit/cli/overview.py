@@ -15,7 +15,7 @@ def models() -> None:
         from edgekit.models.licences import of_weights
 
         shipped = known.shipped()
-        rows = []
+        rows, weights = [], []
         for name in sorted({*known.names(), *shipped}):
             model = known.create(name) if name in known.names() else known.load(name)
             terms = of_weights(name) if name in shipped else None
@@ -26,13 +26,15 @@ def models() -> None:
                     f"{model.parameter_count():,}",
                     str(model.halo),
                     str(model.stride),
-                    {1: "gray", 3: "RGB", 4: "packed Bayer"}[model.channels],
-                    *(("no", "", "", "") if terms is None else ("yes", terms.use, terms.licence, terms.trained_on)),
+                    {1: "gray", 3: "RGB", 4: "Bayer"}[model.channels],
                 ]
             )
+            if terms is not None:
+                weights.append([name, terms.use, terms.trained_on, terms.licence])
+    screen = show.console()
     columns = ["model", "kMAC/px", "parameters", "halo px", "stride", "images"]
-    columns += ["weights", "their use", "licence", "trained on"]
-    show.console().print(show.table(columns, rows, right="kMAC/px,parameters,halo px,stride"))
+    screen.print(show.table(columns, rows, right="kMAC/px,parameters,halo px,stride"))
+    screen.print(show.table(["weights", "their use", "trained on", "licence"], weights, title="Weights that ship"))
 
 
 def doctor() -> None:

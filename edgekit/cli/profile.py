@@ -33,7 +33,8 @@ def profile(
         from edgekit.recipe import Recipe, make
 
         folders, left = iso_folders(folder)
-        found = measure(folders, lambda stage, done, total: bars(stage, done, total))
+        skipped: list[str] = []
+        found = measure(folders, lambda stage, done, total: bars(stage, done, total), skipped.append)
         recipe = recipe_file.text(found, folder.resolve().name, target)
         import yaml
 
@@ -41,6 +42,8 @@ def profile(
     out.mkdir(parents=True, exist_ok=True)
     (out / _CHART).write_text(chart.render(found, folder.resolve().name), encoding="utf-8")
     (out / _RECIPE).write_text(recipe, encoding="utf-8")
+    for why in skipped:
+        typer.echo(f"note: skipped: {why}", err=True)
     if left:
         typer.echo(f"note: left out, no ISO in the name: {', '.join(left)}", err=True)
     rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -16,6 +16,8 @@ from edgekit.runtime.verdict import Verdict
 
 # A table that is cut to 80 columns because nobody looks at it helps nobody.
 _PIPED_WIDTH = 160
+# The longest name, in characters, that a table keeps on one line however narrow it is.
+_NAME = 24
 
 
 def console() -> Console:
@@ -35,10 +37,15 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
     numbers = {name.strip() for name in right.split(",")} - {""}
     result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
     result.show_header = any(columns)
-    for column in columns:
-        result.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for row in rows:
-        result.add_row(*(cell if isinstance(cell, Text) else Text(str(cell)) for cell in row))
+    lines = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
+    for place, column in enumerate(columns):
+        widest = max((line[place].cell_len for line in lines), default=0)
+        # Text is wrapped; a number or a name that is broken over two lines is no number and no name.
+        whole = column in numbers or (place == 0 and widest <= _NAME)
+        justify: Literal["left", "right"] = "right" if column in numbers else "left"
+        result.add_column(column, justify=justify, overflow="fold", no_wrap=whole)
+    for line in lines:
+        result.add_row(*line)
     return result
 
 

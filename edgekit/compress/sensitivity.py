@@ -73,7 +73,8 @@ class _Seen:
     bounds: tuple[float, float] = field(default=(0.0, 0.0))
 
     def add(self, x: Tensor) -> None:
-        channels = x.detach().transpose(0, 1).flatten(1)
+        # A constant that is added or multiplied may be one number, or one a channel.
+        channels = x.detach().reshape(1, -1) if x.dim() < 2 else x.detach().transpose(0, 1).flatten(1)
         lower, upper = channels.amin(1), channels.amax(1)
         if self.lower is not None and len(lower) != len(self.lower):
             return  # the same values moved, by a pixel-shuffle: they share a quantizer

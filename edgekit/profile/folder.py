@@ -74,9 +74,18 @@ def iso_folders(folder: Path) -> tuple[list[IsoFolder], list[str]]:
 
 
 def measure(
-    folders: Sequence[IsoFolder], progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    folders: Sequence[IsoFolder],
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    on_skipped: Callable[[str], None] = lambda why: None,
 ) -> list[IsoProfile]:
-    """Fit the noise of each ISO; `progress` is told the files that were read. Raises: DataError."""
+    """Fit the noise of each ISO.
+
+    Args:
+        folders: of `iso_folders`.
+        progress: told the files that were read.
+        on_skipped: told of each file that cannot be read, and why; the others are measured.
+    Raises: DataError: no image of a folder can be read, or none has blocks flat enough to show noise.
+    """
     total = sum(len(folder.files) for folder in folders)
     done = 0
     found = []
@@ -87,20 +96,25 @@ def measure(
             # One image is in memory at a time.
             nonlocal done
             for file in folder.files:
-                image = _colours(images.load(file).pixels)
+                done += 1
+                try:
+                    image = _colours(images.load(file).pixels)
+                except DataError as error:
+                    on_skipped(str(error))
+                    continue
                 if min(image.shape[:2]) >= 3:
                     estimates.append(estimate_sigma(image))
                 yield image
-                done += 1
                 progress("profile", done, total)
 
         try:
             line = fit(pixels())
         except DataError as error:
-            raise DataError(f"{folder.files[0].parent}: {error}") from None
+            what = error if estimates else f"none of its {len(folder.files)} images can be read"
+            raise DataError(f"{folder.files[0].parent}: {what}") from None
         correlated = sum(e.correlated for e in estimates) > len(estimates) / 2
         level = statistics.median(e.raw for e in estimates) if correlated else line.level
-        found.append(IsoProfile(folder.iso, len(folder.files), line, level, correlated))
+        found.append(IsoProfile(folder.iso, len(estimates), line, level, correlated))
     return found
 
 

@@ -40,6 +40,8 @@ from edgekit.runtime.verdict import (
 # and from each other. A weight scale doubled in one channel is often nearer than that, so no such bound can find it:
 # where the fast kernels are missing the portable ones find it, whose bits are the same everywhere (docs/bundle.md).
 _OTHER_KERNELS_DB = 40.0
+# dB over the noisy input that nobody would call denoising.
+_NOTHING = 0.1
 # Float kernels differ by 5e-7, fp16 weights by 1e-3: after rounding some bytes are off by one. All of them are 48 dB.
 _FLOAT_DB = 50.0
 # The portable kernels take seconds a tile on a small device: two tiles, of the lowest and the highest noise.
@@ -309,7 +311,7 @@ def _verdict(
     return Verdict(
         passed=not reasons,
         reasons=reasons,
-        notes=_notes(bundle, variant, agreement, kernels),
+        notes=(*_notes(bundle, variant, agreement, kernels), *_doubts(bundle, variant, mean(table))),
         name=manifest.name,
         target=manifest.target,
         variant=variant.name,
@@ -328,6 +330,25 @@ def _verdict(
         kernels=kernels,
         thresholds=thresholds,
     )
+
+
+def _doubts(bundle: Bundle, variant: Variant, total: SigmaRow) -> tuple[str, ...]:
+    """What no rule forbids, but nobody expects."""
+    found = []
+    if 0 <= total.device - total.noisy < _NOTHING:
+        found.append(
+            f"removes next to no noise: {total.device - total.noisy:.2f} dB better than the noisy input; is the model "
+            "trained, and does it give the clean image?"
+        )
+    sizes = {name: bundle.path(name).stat().st_size for name in variant.files}
+    weights = bundle.manifest.model.original_bytes
+    if weights and variant.integer and sum(sizes.values()) > weights:
+        largest = max(sizes, key=lambda name: sizes[name])
+        found.append(
+            f"the model file is larger than the original's float32 weights ({sum(sizes.values()) / 1e3:.0f} KB against "
+            f"{weights / 1e3:.0f}): {largest} describes the graph, which of so small a network is the larger part"
+        )
+    return tuple(found)
 
 
 def _notes(bundle: Bundle, variant: Variant, agreement: Agreement, kernels: str) -> tuple[str, ...]:

@@ -56,7 +56,8 @@ PUBLISHED = {
 # Tensors of more axes than batch, height, width and channels are refused, whatever the operator.
 _MOST_AXES = 4
 _SHUFFLE = (
-    "a strided convolution in place of a pixel-unshuffle, a transposed one in place of a pixel-shuffle (dsunet-gpu)"
+    "a strided convolution in place of a pixel-unshuffle, a transposed one in place of a pixel-shuffle, as in "
+    "dsunet-gpu-s"
 )
 _FIXES = {
     "SPACE_TO_DEPTH": _SHUFFLE,

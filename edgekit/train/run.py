@@ -12,7 +12,7 @@ import torch
 
 from edgekit import models
 from edgekit._version import __version__
-from edgekit.errors import OutputExistsError
+from edgekit.errors import OutputExistsError, RecipeError
 from edgekit.models import licences
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
@@ -93,6 +93,11 @@ def train(
     if license_clean:
         _check_licences(data, weights, teacher, settings.feature_weights)
     torch.manual_seed(settings.seed)
+    if model_name not in models.names() and (known := models.checkpoints.preset(model_name)) != model_name:
+        raise RecipeError(
+            f"{model_name} is a set of weights of the model {known}: edgekit train {known} --weights {model_name} goes "
+            f"on from them, edgekit train {known} begins anew"
+        )
     shape = dict(config or {})
     model = models.create(model_name, **{**shape, **({} if channels is None else {"channels": channels})})
     if weights is not None:

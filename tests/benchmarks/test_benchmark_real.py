@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image as pillow
 
-from benchmarks import real
+from benchmarks import real, results
+from benchmarks.contestants import CAMERA, STUDENT
+from edgekit.bundle.reader import sha256
 from edgekit.errors import DataError
+from edgekit.models import checkpoints
 
 
 def _set(folder: Path, noisy: tuple[int, int] = (48, 64)) -> Path:
@@ -25,6 +28,18 @@ def test_the_estimate_is_held_against_the_best_fixed_level(tmp_path: Path) -> No
     assert row["best"] >= row["fixed"] == max(row["by_sigma"].values()) > row["noisy"] + 5
     assert row["auto"] > row["noisy"] + 5
     assert row["auto"] == row["white"]
+
+
+def test_the_recorded_gain_is_of_the_shipped_weights_and_the_whole_set() -> None:
+    found = results.load(results.FOLDER / "real.json")
+    assert found["settings"]["images"] == 60
+    rows = {row["model"]: row for row in found["rows"]}
+    assert rows.keys() == {STUDENT, CAMERA}
+    for name, row in rows.items():
+        assert row["sha256"] == sha256(checkpoints.shipped()[name]), f"{name} was trained again: measure it again"
+    camera = rows[CAMERA]
+    assert camera["auto"] >= camera["noisy"] + 3.5
+    assert camera["auto"] >= camera["fixed"] - 0.5
 
 
 def test_what_is_no_set_of_pairs_is_refused(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from toys import smooth_tiles
+from toys import random_model, smooth_tiles
 
 from edgekit.bundle.manifest import Sensitivity
 from edgekit.compress.evaluate import NoisyTiles, noisy_tiles
@@ -13,6 +13,7 @@ from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.scheme import Scheme
 from edgekit.compress.sensitivity import sensitivity
 from edgekit.models import create
+from edgekit.targets import registry as targets
 
 SIGMAS = (5.0, 50.0)
 
@@ -50,6 +51,20 @@ def test_every_tensor_is_named_by_the_module_that_writes_it() -> None:
         "finish", "tail",
     }  # fmt: skip
     assert all(set(item.lost) == {"5", "50"} for item in found.values())
+
+
+@pytest.mark.parametrize("target", ["tflite", "openvino", "tensorrt"])
+@pytest.mark.parametrize("name", ["nafnet-width8", "mrdn-s", "autoencoder", "edsr-s"])
+def test_every_architecture_can_be_measured(name: str, target: str) -> None:
+    # Constants that are added or multiplied are rounded, too, and may be single numbers.
+    model = random_model(name)
+    found = QuantizedProgram(model, targets.get(target).scheme(), (0.0, 55 / 255))
+    with found.in_float(), torch.no_grad():
+        found(torch.rand(1, 3, 64, 64), torch.tensor([0.1]))
+    for bounds in found.ranges:
+        bounds.learn()
+    items = sensitivity(found, smooth_tiles(1, size=64), (25.0,))
+    assert {item.kind for item in items} == {"activations", "weights"}
 
 
 def test_a_coarser_scale_shows_at_its_own_tensor_alone() -> None:

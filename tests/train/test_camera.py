@@ -148,7 +148,7 @@ def test_fast_enough_to_train_with() -> None:
 
 def test_the_committed_recipes_of_the_second_stage() -> None:
     root = Path(__file__).parents[2]
-    training = load(TrainRecipe, root / "edgekit" / "models" / "weights" / "camera-finetune.yaml", {})
+    training = load(TrainRecipe, root / "edgekit" / "models" / "weights" / "dsunet-s-camera.yaml", {})
     compression = load(Recipe, root / "benchmarks" / "recipes" / "camera.yaml", {"target": "tflite"})
     assert training.weights == "dsunet-s"
     assert training.train.noise.model == "camera"
