@@ -199,9 +199,22 @@ def test_denoise_a_folder_into_a_folder(edgekit: Terminal, bundle: Path, photo: 
     shutil.copy(photo, source / "a.png")
     Image.fromarray(scenes(1, 80, seed=6)[0, :, :, 0]).save(source / "b.tif")
     (source / "notes.txt").write_text("not an image")
-    assert edgekit("denoise", source, "-o", tmp_path / "out", "--model", bundle).code == 0
+    (source / "more").mkdir()
+    said = edgekit("denoise", source, "-o", tmp_path / "out", "--model", bundle)
+    assert said.code == 0
+    assert f"note: left out of {source}: more, notes.txt; only files that end in .png, " in said.err
     assert files(tmp_path / "out") == {"a.png", "b.tif"}
     assert load(tmp_path / "out" / "b.tif").pixels.shape == (80, 80)
+
+
+def test_several_images_do_not_become_a_folder_that_is_called_like_a_file(
+    edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    second = shutil.copy(photo, tmp_path / "second.png")
+    out = tmp_path / "out.png"
+    said = edgekit("denoise", photo, second, "-o", out, "--model", bundle)
+    assert f"-o {out} is a file: expected a folder for 2 images" in said.error()
+    assert not out.exists()
 
 
 def test_denoise_gives_deep_images_to_the_float_model_and_says_so(
@@ -475,10 +488,11 @@ def test_lint_passes_or_names_what_is_refused(edgekit: Terminal, monkeypatch: py
     assert said.out.strip() == "PASS  dsunet-gpu-s: every operator is on the list of LiteRT's GPU delegate"
     refusal = Refusal("DEPTH_TO_SPACE", "tail", "is not on its list", "a transposed convolution")
     monkeypatch.setattr(gpu_delegate, "refusals", lambda model: (refusal, refusal))
-    said = edgekit("lint", "dsunet-s", "--delegate", "gpu")
+    # Weights with a name of their own are those of a model.
+    said = edgekit("lint", "dsunet-s-free", "--delegate", "gpu")
     assert said.code == 1
     assert all(word in said.out for word in ("DEPTH_TO_SPACE", "tail", "a transposed convolution"))
-    assert "FAIL  dsunet-s: 2 operators that LiteRT's GPU delegate leaves to the CPU" in said.out
+    assert "FAIL  dsunet-s-free: 2 operators that LiteRT's GPU delegate leaves to the CPU" in said.out
 
 
 def test_lint_names_what_it_does_not_know(edgekit: Terminal) -> None:
@@ -486,13 +500,29 @@ def test_lint_names_what_it_does_not_know(edgekit: Terminal) -> None:
     assert "unknown model 'dsunet-x': expected one of" in edgekit("lint", "dsunet-x").error()
 
 
+def test_training_weights_by_their_name_says_how(edgekit: Terminal, tmp_path: Path) -> None:
+    said = edgekit("train", "dsunet-s-free", "--out", tmp_path / "run")
+    assert "dsunet-s-free is a set of weights of the model dsunet-s: edgekit train dsunet-s --weights" in said.error()
+    assert not (tmp_path / "run").exists()
+
+
+def test_compress_without_a_target_names_some(edgekit: Terminal) -> None:
+    assert "--target TARGET, e.g. --target tflite (or openvino, tensorrt, all)" in edgekit("compress").error()
+
+
 def test_models_lists_every_model_with_its_cost(edgekit: Terminal) -> None:
     from edgekit.models import create, names
 
     said = edgekit("models")
     assert said.code == 0
-    rows = {line.split()[0]: line for line in said.out.splitlines() if line.strip()}
+    first, second = said.out.split("Weights that ship")
+    rows = {line.split()[0]: line for line in first.splitlines() if line.strip()}
     assert set(names()) <= set(rows)
+    # No name is broken over two lines, and every licence is told.
+    terms = {line.split()[0]: line for line in second.splitlines() if line.strip()}
+    assert {"dsunet-s", "dsunet-s-free"} <= set(terms)
+    assert "non-commercial" in terms["dsunet-s"]
+    assert " any " in terms["dsunet-s-free"]
     assert f"{create('dsunet-n').parameter_count():,}" in rows["dsunet-n"]
 
 

@@ -81,6 +81,19 @@ def test_folders_are_sorted_by_iso(tmp_path: Path) -> None:
         iso_folders(tmp_path / "missing")
 
 
+def test_an_image_that_cannot_be_read_is_skipped_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    camera_folder(tmp_path / "shots", {"ISO100": (0.001, 1)})
+    (tmp_path / "shots" / "ISO100" / "bad.png").write_bytes(b"no image")
+    words = ["profile", str(tmp_path / "shots"), "--out", str(tmp_path / "out")]
+    assert run(words) == 0
+    assert "note: skipped: " in (said := capsys.readouterr().err)
+    assert "bad.png cannot be read" in said
+    for path in (tmp_path / "shots" / "ISO100").glob("[01].png"):
+        path.unlink()
+    assert run([*words, "--force"]) == 2
+    assert "ISO100: none of its 1 images can be read" in capsys.readouterr().err
+
+
 def test_the_command_writes_a_chart_and_a_recipe_that_compress_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -249,6 +249,24 @@ def test_a_float_file_in_place_of_the_int8_one_is_not_int8(bundle: Path) -> None
     assert any("0% of MACs in int8, 100% required" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize(("device", "noted"), [(24.04, True), (24.2, False), (23.0, False)])
+def test_what_removes_no_noise_is_noted(bundle: Path, device: float, noted: bool) -> None:
+    # What is worse than the noisy image is no note: it fails.
+    total = SigmaRow(25.0, 24.0, 24.04, 24.04, device)
+    with reader.read(bundle) as read:
+        notes = checking._doubts(read, read.manifest.variants[0], total)
+    assert [note for note in notes if "removes next to no noise: 0.04 dB better" in note] == list(notes[: int(noted)])
+
+
+def test_integers_that_take_more_room_are_noted(bundle: Path) -> None:
+    def fewer(manifest: dict[str, Any]) -> None:
+        manifest["model"]["original_bytes"] = 1000
+
+    edit_manifest(bundle, fewer)
+    rehash(bundle)
+    assert any("is larger than the original's float32 weights" in note for note in check(bundle).notes)
+
+
 def test_files_that_are_not_listed_are_noted(bundle: Path) -> None:
     (bundle / "notes.txt").write_text("mine")
     found = check(bundle)
