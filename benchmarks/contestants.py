@@ -14,7 +14,7 @@ from edgekit.models import DenoiserModel, checkpoints
 
 STUDENT, TEACHER = "dsunet-s", "dsunet-l"
 # Others that ship, measured in float here; what integers cost them: `benchmarks.int8`.
-OTHERS = ("dsunet-n", "dsunet-s-free")
+OTHERS = ("dsunet-n", "dsunet-s-free", "dsunet-m")
 # Shipped for camera noise, and measured on that: `benchmarks.real`.
 CAMERA = "dsunet-s-camera"
 # Networks of others, with the weights their authors published: file names in ../shared/weights/kair.

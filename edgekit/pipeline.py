@@ -127,18 +127,14 @@ class _Run:
 def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, QuantizeSettings]:
     """The stages' settings with the recipe's short forms (`prune`, `steps`, `seed`) put in.
 
-    Where nothing is pruned, there is nothing to recover: a model is not taught its own outputs, unless
-    `distillation.steps` asks for it.
+    What was not pruned is taught its own outputs all the same: its dB stay as they were, and its integers lose less
+    (docs/int8.md).
     """
     pruning = recipe.pruning.model_copy(update={"ratio": recipe.prune})
     distillation = recipe.distillation.model_copy(update={"seed": recipe.seed})
     quantization = recipe.quantization
-    whole = recipe.prune == 0 and recipe.teacher == "original" and "steps" not in recipe.distillation.model_fields_set
-    if whole:
-        distillation = distillation.model_copy(update={"steps": 0})
     if recipe.steps is not None:
         first = round(recipe.steps * _DISTILL_SHARE) if recipe.precision == "int8" else recipe.steps
-        first = 0 if whole else first
         distillation = distillation.model_copy(update={"steps": first})
         quantization = quantization.model_copy(update={"steps": recipe.steps - first})
     return pruning, distillation, quantization

@@ -395,19 +395,6 @@ def test_weights_are_compressed_on_the_noise_they_were_trained_on(tmp_path: Path
     assert noise(noise={"model": "jpeg"}) == "jpeg"
 
 
-def test_what_was_not_pruned_is_not_taught_its_own_outputs(weights: Path) -> None:
-    def steps(**changes: object) -> tuple[int, int]:
-        _, distillation, quantization = pipeline.settings_of(recipe(weights, **{"teacher": "original", **changes}))
-        return distillation.steps, quantization.steps
-
-    assert steps(prune=0, steps=100) == (0, 100)
-    assert steps(prune=0, steps=None)[0] == 0
-    assert steps(prune=0.25, steps=100) == (80, 20)
-    assert steps(prune=0, steps=100, teacher="none") == (80, 20)
-    asked = {**SMALL["distillation"], "steps": 7}
-    assert steps(prune=0, steps=None, distillation=asked)[0] == 7
-
-
 def test_the_bundle_states_the_share_that_was_chosen(weights: Path, tmp_path: Path) -> None:
     (made,) = pipeline.compress(recipe(weights, prune=None, precision="fp32", steps=0), out=tmp_path)
     assert made.manifest.recipe["prune"] == 0
