@@ -127,8 +127,7 @@ class _Run:
 def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, QuantizeSettings]:
     """The stages' settings with the recipe's short forms (`prune`, `steps`, `seed`) put in.
 
-    What was not pruned is taught its own outputs all the same: its dB stay as they were, and its integers lose less
-    (docs/int8.md).
+    What was not pruned is taught its own outputs all the same, on the 8-bit images of a device (docs/int8.md).
     """
     pruning = recipe.pruning.model_copy(update={"ratio": recipe.prune})
     distillation = recipe.distillation.model_copy(update={"seed": recipe.seed})
