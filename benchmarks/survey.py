@@ -49,6 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     settings = {"cut": _CUT, "sigma": _SIGMA}
     done = results.kept(options.out, settings).get("rows", [])
     rows = [row for row in done if row["arch"] not in options.models]
+
+    def keep() -> None:
+        results.save(options.out, {**results.about(settings), "models": [facts(n) for n in names()], "rows": rows})
+
     for arch, name in smallest().items():
         if any(row["arch"] == arch for row in rows) or (options.models and arch not in options.models):
             continue
@@ -56,7 +60,9 @@ def main(arguments: Sequence[str]) -> int:
         rows += exports(arch, cut(name))
         rows.sort(key=lambda row: (row["arch"], row["target"], row["precision"]))
         # Kept after each, so that the same command goes on from there.
-        results.save(options.out, {**results.about(settings), "models": [facts(n) for n in names()], "rows": rows})
+        keep()
+    # Sizes may be others where no architecture is new.
+    keep()
     lines = [[r["arch"], r["target"], r["precision"], export_verdict(r), r["blocks"]] for r in rows]
     show("Exports", ["architecture", "target", "precision", "exports", "what stands in the way"], lines, texts=5)
     return 0

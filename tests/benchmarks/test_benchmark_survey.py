@@ -20,6 +20,11 @@ def test_one_preset_stands_for_each_architecture() -> None:
     assert set(found) == {create(name).arch for name in names()}
 
 
+def test_the_recorded_sizes_are_those_of_the_presets() -> None:
+    found = {model["name"]: model for model in results.load(results.FOLDER / "exports.json")["models"]}
+    assert found == {name: survey.facts(name) for name in names()}, "run python -m benchmarks.exports"
+
+
 def test_a_cut_network_is_small_and_computes_something() -> None:
     model = survey.cut("edsr-baseline")
     assert model.config()["width"] == 8
