@@ -14,8 +14,8 @@ from edgekit.models import DenoiserModel, checkpoints
 
 STUDENT, TEACHER = "dsunet-s", "dsunet-l"
 # Others that ship, measured in float here; what integers cost them: `benchmarks.int8`.
-OTHERS = ("dsunet-n", "dsunet-s-free", "dsunet-m")
-# Shipped for camera noise, and measured on that: `benchmarks.real`.
+OTHERS = ("dsunet-n", "dsunet-s-free", "dsunet-m", "dsunet-s-gray")
+# Shipped for camera noise, and measured on that by `benchmarks.real`; on white noise, too, to show what that costs.
 CAMERA = "dsunet-s-camera"
 # Networks of others, with the weights their authors published: file names in ../shared/weights/kair.
 PEERS = {
@@ -23,7 +23,7 @@ PEERS = {
     "dncnn-color-blind": "dncnn_color_blind.pth",
     "dncnn-25": "dncnn_25.pth",
 }
-NAMES = (STUDENT, *OTHERS, TEACHER, *PEERS)
+NAMES = (STUDENT, *OTHERS, CAMERA, TEACHER, *PEERS)
 # Noise levels of a network that was trained for few of them.
 ONLY = {"dncnn-25": (25,)}
 

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import contestants, published, results, sets
 from benchmarks.console import leave, say, show
-from benchmarks.contestants import ONLY, OTHERS, PEERS, STUDENT, TEACHER, Contestant
+from benchmarks.contestants import CAMERA, ONLY, OTHERS, PEERS, STUDENT, TEACHER, Contestant
 from benchmarks.exports import export, tile_for
 from benchmarks.sets import SETS, SHARED, SIGMAS, Image, ImageSet
 from edgekit.bundle import reader
@@ -197,7 +197,7 @@ def _columns(
         return found
     say(f"{contestant.name}: exporting, or opening an earlier export")
     # A teacher teaches in float; it goes to no device.
-    precision = "fp32" if contestant.name in (TEACHER, *OTHERS) else "int8"
+    precision = "fp32" if contestant.name in (CAMERA, TEACHER, *OTHERS) else "int8"
     whole = stack.enter_context(export(contestant, tile_for(model, _SIDE), precision=precision))
     found["original"] = through_runtime(whole, "fp32")
     if precision == "int8":

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
+from edgekit import noise_header
 from edgekit._version import __version__
 from edgekit.bundle import reader, writer
 from edgekit.bundle.golden import Golden
@@ -35,7 +35,7 @@ from edgekit.compress.sensitivity import sensitivity
 from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, importers, licences, names
 from edgekit.models.complexity import layer_macs
-from edgekit.recipe import DistillSettings, NoiseSettings, PruneSettings, QuantizeSettings, Recipe
+from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.turns import in_turns
@@ -235,18 +235,8 @@ def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
     if recipe.prune is None:
         changes["prune"] = share_of(original.macs_per_pixel())
     if "noise" not in recipe.model_fields_set and not importers.accepts(recipe.model):
-        source = recipe.weights or recipe.model
-        if (text := checkpoints.metadata(source).get("noise")) is not None:
-            try:
-                noise = NoiseSettings.model_validate_json(text)
-            except ValidationError as error:
-                raise CheckpointError(
-                    f"{source} says that it was trained on the noise {text}, which this edgekit does not know "
-                    f"({error.errors()[0]['msg']}): give noise in a recipe (--recipe)"
-                ) from error
-            # The levels are the recipe's own matter, and a device sees 8 bits.
-            own = {"sigma": NoiseSettings().sigma, "device_share": 1.0}
-            changes["noise"] = noise.model_copy(update=own)
+        known = noise_header.read(recipe.weights or recipe.model)
+        changes |= {} if known is None else {"noise": known}
     return recipe.model_copy(update=changes)
 
 
@@ -570,7 +560,8 @@ def _export(
     written |= {name: _text_file(files / name, text) for name, text in target.extras(manifest).items()}
     written[WEIGHTS] = files / WEIGHTS
     terms = {"licence": "; ".join(f"{k}: {v}" for k, v in manifest.licences.items() if k != "use")}
-    checkpoints.save(written[WEIGHTS], compressed, {**terms, "use": manifest.licences["use"], "edgekit": __version__})
+    terms |= {"use": manifest.licences["use"], "edgekit": __version__, **noise_header.write(recipe.noise)}
+    checkpoints.save(written[WEIGHTS], compressed, terms)
     return _Exported(target, manifest, golden, written, outputs)
 
 

@@ -281,7 +281,7 @@ class Recipe(Settings):
     # Training steps of distillation and quantization together; None is what the stages' own settings say.
     steps: Annotated[int, Field(ge=0)] | None = None
     # One target, or "all": pruned and distilled once, then quantized and exported for each.
-    target: str = Field(json_schema_extra={"example": ", e.g. --target tflite (or openvino, tensorrt, all)"})
+    target: str = Field(json_schema_extra={"example": "tflite"})
     # Who makes the integers: edgekit learns ranges (QAT); "nncf" is NNCF's post-training quantization, for OpenVINO.
     quantizer: Literal["edgekit", "nncf"] = "edgekit"
     precision: Literal["int8", "fp16", "fp32"] = "int8"
@@ -311,7 +311,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _agree(self) -> Recipe:
         """Refuse a stage's own setting that a setting of the whole would silently replace."""
-        if self.pruning.ratio not in (PruneSettings().ratio, self.prune):
+        named = "ratio" in self.pruning.model_fields_set and self.prune is None
+        if named or self.pruning.ratio not in (PruneSettings().ratio, self.prune):
             given = "no prune" if self.prune is None else f"prune {self.prune:g}"
             raise ValueError(f"pruning.ratio {self.pruning.ratio:g} against {given}: give prune alone")
         if self.noise.sigma not in (NoiseSettings().sigma, self.sigma):

@@ -51,8 +51,9 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
         flag = name.replace("_", "-")
         # The one setting that is an argument says so in its schema.
         given = _node(cls, location).get("flag", f"--{flag} {flag.upper()}")
-        example = _node(cls, location).get("example", "")
-        return RecipeError(f"{prefix}{name} is missing: give it in the recipe or with {given}{example}")
+        example = _node(cls, location).get("example")
+        shown = f", e.g. --{flag} {example}" if example else ""
+        return RecipeError(f"{prefix}{name} is missing: give it in the recipe or with {given}{shown}")
     value = f"{prefix}{name} is {first['input']!r}"
     if kind == "value_error":
         # Settings that contradict each other have no place of their own.

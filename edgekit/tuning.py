@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import yaml
 
-from edgekit import models, pipeline
+from edgekit import models, noise_header, pipeline
 from edgekit._version import __version__
 from edgekit.bundle import reader
 from edgekit.bundle.reader import Bundle
@@ -146,7 +146,10 @@ def finetune(
     terms = licences.combine(start.terms, *sources)
     shown = (new.name, old.name) if recipe.replay_share else (new.name,)
     seen = ", ".join(dict.fromkeys(filter(None, (start.terms.trained_on, *shown))))
-    models.save(path, model, {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__})
+    header = {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__}
+    if not new.paired:
+        header.update(noise_header.write(settings.noise))
+    models.save(path, model, header)
     content = {"model": recipe.model, "replay_share": recipe.replay_share, "psnr": [row._asdict() for row in table]}
     write_atomically(folder / TABLE, (json.dumps(content, indent=1) + "\n").encode())
     bundle: Bundle | None = None
@@ -166,12 +169,12 @@ def _start(recipe: FinetuneRecipe) -> _Start:
     if named or not (source.exists() or source.suffix in (".edgekit", ".zip")):
         name = recipe.weights or recipe.model
         model = checkpoints.load(name, None if "arch" in checkpoints.metadata(name) else recipe.model)
-        return _Start(model, Path(recipe.model).stem, licences.of_weights(name), recipe.replay_noise or NoiseSettings())
+        return _Start(model, Path(recipe.model).stem, licences.of_weights(name), _known_noise(recipe, name))
     if recipe.weights is not None:
         raise RecipeError(f"weights {recipe.weights!r}: {source} brings its own; leave --weights out")
     if source.suffix == ".safetensors":
         model = checkpoints.load(source)
-        return _Start(model, source.stem, licences.of_weights(source), recipe.replay_noise or NoiseSettings())
+        return _Start(model, source.stem, licences.of_weights(source), _known_noise(recipe, source))
     with reader.read(source) as bundle:
         manifest = bundle.manifest
         if pipeline.WEIGHTS not in manifest.files:
@@ -185,6 +188,11 @@ def _start(recipe: FinetuneRecipe) -> _Start:
     made = make(Recipe, known, str(source))
     noise = recipe.replay_noise or made.noise.model_copy(update={"sigma": made.sigma})
     return _Start(model, manifest.name, terms, noise, made)
+
+
+def _known_noise(recipe: FinetuneRecipe, weights: str | Path) -> NoiseSettings:
+    """The noise that weights know: what the recipe says of it, or they themselves."""
+    return recipe.replay_noise or noise_header.read(weights) or NoiseSettings()
 
 
 def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -> Recipe:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 from golden_bundle import double_scale, rehash, scenes, write_tiny
 from PIL import Image
+from rich.console import Console
 
 from edgekit import pipeline
 from edgekit.bundle.reader import read
+from edgekit.cli import show
 from edgekit.cli.outcome import run
 from edgekit.recipe import Recipe
 from edgekit.runtime.check import check
@@ -213,7 +216,7 @@ def test_several_images_do_not_become_a_folder_that_is_called_like_a_file(
     second = shutil.copy(photo, tmp_path / "second.png")
     out = tmp_path / "out.png"
     said = edgekit("denoise", photo, second, "-o", out, "--model", bundle)
-    assert f"-o {out} is a file: expected a folder for 2 images" in said.error()
+    assert f"-o {out} is named like a file: expected a folder for 2 images" in said.error()
     assert not out.exists()
 
 
@@ -500,14 +503,24 @@ def test_lint_names_what_it_does_not_know(edgekit: Terminal) -> None:
     assert "unknown model 'dsunet-x': expected one of" in edgekit("lint", "dsunet-x").error()
 
 
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_table_loses_no_digit_without_a_mark(width: int) -> None:
+    rows = [["dsunet-s-camera", "1,287,180", "a few words that may be wrapped where there is no room for them"]]
+    screen = Console(width=width, record=True, file=StringIO())
+    screen.print(show.table(["model", "parameters", "what"], rows, right="parameters"))
+    line = next(line for line in screen.export_text().splitlines() if "dsunet" in line)
+    assert "dsunet-s-camera" in line or "…" in line
+    assert "1,287,180" in line or "…" in line.split()[1]
+
+
 def test_training_weights_by_their_name_says_how(edgekit: Terminal, tmp_path: Path) -> None:
     said = edgekit("train", "dsunet-s-free", "--out", tmp_path / "run")
     assert "dsunet-s-free is a set of weights of the model dsunet-s: edgekit train dsunet-s --weights" in said.error()
     assert not (tmp_path / "run").exists()
 
 
-def test_compress_without_a_target_names_some(edgekit: Terminal) -> None:
-    assert "--target TARGET, e.g. --target tflite (or openvino, tensorrt, all)" in edgekit("compress").error()
+def test_compress_without_a_target_names_one(edgekit: Terminal) -> None:
+    assert "with --target TARGET, e.g. --target tflite" in edgekit("compress").error()
 
 
 def test_models_lists_every_model_with_its_cost(edgekit: Terminal) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 pytest.importorskip("litert_torch")
 
-from edgekit import models, pipeline
+from edgekit import models, noise_header, pipeline
 from edgekit.bundle import reader, writer
 from edgekit.cli.outcome import run
 from edgekit.errors import BundleError, LicenceError, OutputExistsError, RecipeError
@@ -147,6 +147,16 @@ def bundle(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made.source
 
 
+def test_what_weights_know_is_the_old_noise(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "pepper.safetensors"
+    noise = NoiseSettings.model_validate(PEPPER)
+    models.save(path, models.load(place / "base.safetensors"), {"use": "any", **noise_header.write(noise)})
+    train = {**QUICK, "steps": 1, "noise": {"model": "gaussian", "sigma": [25, 25]}}
+    given = {"model": str(path), "data": place / "new", "replay": place / "old", "train": train}
+    tuned = finetune(make(FinetuneRecipe, given), out=tmp_path / "run")
+    assert [(row.which, row.noise) for row in tuned.table] == [("new", "sigma 25"), ("old", "salt-and-pepper")]
+
+
 def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_path: Path) -> None:
     train = {**QUICK, **LEARN, "steps": 60, "noise": PEPPER, "augment": AUGMENT}
     settings = {"model": str(bundle), "data": place / "new", "replay": place / "old", "train": train}
@@ -169,6 +179,11 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
     assert verdict.passed, verdict.reasons
     # And again.
     assert pipeline.WEIGHTS in tuned.bundle.manifest.files
+    # Both files of weights know the noise that they learned last.
+    for path in (tuned.path, tuned.bundle.path(pipeline.WEIGHTS)):
+        known = noise_header.read(path)
+        assert known is not None
+        assert (known.model, known.density) == ("salt-and-pepper", (0.03, 0.03))
 
 
 def test_a_bundle_without_weights_says_what_to_do(bundle: Path, tmp_path: Path) -> None:

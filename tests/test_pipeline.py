@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -16,7 +17,7 @@ from smooth_folder import write_smooth
 
 pytest.importorskip("litert_torch")
 
-from edgekit import pipeline
+from edgekit import noise_header, pipeline
 from edgekit.bundle import reader
 from edgekit.bundle.manifest import Sensitivity
 from edgekit.bundle.reader import Bundle
@@ -377,7 +378,9 @@ def test_a_small_network_is_not_pruned_unless_told(name: str, pruned: bool) -> N
 def test_weights_are_compressed_on_the_noise_they_were_trained_on(tmp_path: Path) -> None:
     path = tmp_path / "mine.safetensors"
     trained_on = NoiseSettings(model="camera", grain=(0.5, 2), sigma=(3, 9), device_share=0.25)
-    checkpoints.save(path, create("dsunet-n"), {"noise": trained_on.model_dump_json()})
+    checkpoints.save(path, create("dsunet-n"), noise_header.write(trained_on))
+    # All of it, so that it means the same when a default has changed.
+    assert {"shot", "jpeg_share", "level"} <= json.loads(checkpoints.metadata(path)["noise"]).keys()
 
     def noise(**changes: object) -> object:
         return pipeline.plan(recipe(path, **changes))[0].settings["noise"]

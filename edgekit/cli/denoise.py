@@ -176,7 +176,8 @@ def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path,
         else:
             raise DataError(f"no image at {source}: expected a file ({', '.join(files.FORMATS)}) or a folder of them")
     if to_folder and (out.is_file() or (out.suffix.lower() in files.FORMATS and not out.is_dir())):
-        raise RecipeError(f"-o {out} is a file: expected a folder for {len(pairs)} image{'s' * (len(pairs) != 1)}")
+        what = "is" if out.is_file() else "is named like"
+        raise RecipeError(f"-o {out} {what} a file: expected a folder for {len(pairs)} image{'s' * (len(pairs) != 1)}")
     for _, target in pairs:
         if target.suffix.lower() not in files.FORMATS:
             raise DataError(f"{target} has the suffix {target.suffix!r}: expected one of {', '.join(files.FORMATS)}")

@@ -91,30 +91,35 @@ def measure(
     found = []
     for folder in folders:
         estimates: list[SigmaEstimate] = []
+        wrong: list[str] = []
 
-        def pixels(folder: IsoFolder = folder, estimates: list[SigmaEstimate] = estimates) -> Iterator[NDArray[Any]]:
+        def pixels(
+            folder: IsoFolder = folder, estimates: list[SigmaEstimate] = estimates, wrong: list[str] = wrong
+        ) -> Iterator[NDArray[Any]]:
             # One image is in memory at a time.
             nonlocal done
             for file in folder.files:
                 done += 1
+                progress("profile", done, total)
                 try:
                     image = _colours(images.load(file).pixels)
                 except DataError as error:
-                    on_skipped(str(error))
+                    wrong.append(str(error))
+                    on_skipped(wrong[-1])
                     continue
                 if min(image.shape[:2]) >= 3:
                     estimates.append(estimate_sigma(image))
                 yield image
-                progress("profile", done, total)
 
         try:
             line = fit(pixels())
         except DataError as error:
-            what = error if estimates else f"none of its {len(folder.files)} images can be read"
+            unread = len(wrong) == len(folder.files)
+            what = f"none of its {len(wrong)} images can be read: {wrong[0]}" if unread else error
             raise DataError(f"{folder.files[0].parent}: {what}") from None
         correlated = sum(e.correlated for e in estimates) > len(estimates) / 2
         level = statistics.median(e.raw for e in estimates) if correlated else line.level
-        found.append(IsoProfile(folder.iso, len(estimates), line, level, correlated))
+        found.append(IsoProfile(folder.iso, len(folder.files) - len(wrong), line, level, correlated))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from edgekit import models
+from edgekit import models, noise_header
 from edgekit._version import __version__
 from edgekit.errors import OutputExistsError, RecipeError
 from edgekit.models import licences
@@ -140,9 +140,9 @@ def train(
         terms = licences.combine(licences.Terms(source.licence, source.use), *taught)
         header = {"licence": terms.licence, "use": terms.use, "trained_on": source.name, "edgekit": __version__}
         added = not source.paired and settings.self_supervised == "none"
-        if added and settings.noise.model != "gaussian":
+        if added:
             # So that compression takes the same.
-            header["noise"] = settings.noise.model_dump_json(exclude_defaults=True)
+            header.update(noise_header.write(settings.noise))
         models.save(folder / WEIGHTS, trained, header)
     last: dict[str, Any] = records[-1] if records else {"step": settings.steps, "seconds": 0.0}
     return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores, first())
