@@ -26,7 +26,7 @@ def test_a_dsunet_is_refused_by_operator_module_and_fix() -> None:
     assert found[0].module == "head"
     assert found[2].module == "DSUNet (behind tail)"
     assert all(item.why == "is not on its list" for item in found)
-    assert all("a transposed one in place of a pixel-shuffle (dsunet-gpu)" in item.fix for item in found)
+    assert all("a transposed one in place of a pixel-shuffle, as in dsunet-gpu-s" in item.fix for item in found)
 
 
 class Made(DenoiserModel):
