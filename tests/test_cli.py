@@ -504,13 +504,11 @@ def test_lint_names_what_it_does_not_know(edgekit: Terminal) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80])
-def test_a_narrow_table_loses_no_digit_without_a_mark(width: int) -> None:
+def test_a_narrow_table_keeps_names_and_numbers_whole(width: int) -> None:
     rows = [["dsunet-s-camera", "1,287,180", "a few words that may be wrapped where there is no room for them"]]
     screen = Console(width=width, record=True, file=StringIO())
     screen.print(show.table(["model", "parameters", "what"], rows, right="parameters"))
-    line = next(line for line in screen.export_text().splitlines() if "dsunet" in line)
-    assert "dsunet-s-camera" in line or "…" in line
-    assert "1,287,180" in line or "…" in line.split()[1]
+    assert any(line.split()[:2] == ["dsunet-s-camera", "1,287,180"] for line in screen.export_text().splitlines())
 
 
 def test_training_weights_by_their_name_says_how(edgekit: Terminal, tmp_path: Path) -> None:

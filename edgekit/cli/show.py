@@ -43,8 +43,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
         # Text is wrapped; a number or a name that is broken over two lines is no number and no name.
         whole = column in numbers or (place == 0 and widest <= _NAME)
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
-        # Where even that has no room, an ellipsis says that something is missing.
-        result.add_column(column, justify=justify, overflow="ellipsis" if whole else "fold", no_wrap=whole)
+        # As wide as its widest cell; a heading may be wrapped.
+        result.add_column(column, justify=justify, overflow="fold", min_width=widest if whole else None)
     for line in lines:
         result.add_row(*line)
     return result
