@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,7 +47,7 @@ def denoise(
     if iso is not None and level != "auto":
         raise RecipeError(f"--iso {iso:g} and --sigma {sigma}: both name a noise level; give one of them")
     jobs = plan(images, out, force=force)
-    _tell_left_out(images)
+    _tell_left_out(images, {source for source, _ in jobs})
     # One image should be done soon; of many, the last one should.
     hint = "latency" if len(jobs) == 1 else "throughput"
 
@@ -188,11 +188,10 @@ def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path,
     return pairs
 
 
-def _tell_left_out(sources: Sequence[Path]) -> None:
-    """Say what of each folder is no image that is read here, so that nobody takes the result for all of it."""
+def _tell_left_out(sources: Sequence[Path], taken: Set[Path]) -> None:
+    """Say what of each folder is not among the images that are taken, so that nobody takes the result for all of it."""
     for folder in (source for source in sources if source.is_dir()):
-        seen = {path.name for path in files.list_images(folder)}
-        others = sorted(path.name for path in folder.iterdir() if path.name not in seen and path.name[0] != ".")
+        others = sorted(path.name for path in folder.iterdir() if path not in taken and path.name[0] != ".")
         if others:
             shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
             kinds = ", ".join(files.FORMATS)
