@@ -20,12 +20,11 @@ from benchmarks.console import leave, say
 from benchmarks.sets import ROOT
 from edgekit.errors import DataError
 from edgekit.models.checkpoints import write_atomically
+from edgekit.profile.chart import COLOURS
 
 LOGS = ROOT / "edgekit" / "models" / "weights"
 OUT = ROOT / "docs" / "images" / "training.svg"
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BELOW = 760, 400, 48, 120, 16, 44
-# Told apart by those who see no red and green, too (Okabe and Ito 2008).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1d2530")
 # Steps and dB.
 Curve = list[tuple[int, float]]
 
@@ -91,7 +90,7 @@ def draw(curves: Mapping[str, Curve]) -> str:
     parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}">steps of training; dB at sigma 25 on held-out images</text>')
     free = -math.inf
     for k, (name, curve) in enumerate(curves.items()):
-        colour = _COLOURS[k % len(_COLOURS)]
+        colour = COLOURS[k % len(COLOURS)]
         points = [place(*point) for point in curve]
         parts.append(f'<polyline points="{" ".join(f"{x},{y}" for x, y in points)}" fill="none" stroke="{colour}"/>')
         parts += [f'<circle cx="{x}" cy="{y}" r="2.4" fill="{colour}"/>' for x, y in points]

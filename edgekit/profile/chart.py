@@ -10,7 +10,7 @@ from edgekit.profile.folder import IsoProfile
 
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 720, 360, 46, 36
 # Told apart by those who see no red and green, too (Okabe and Ito 2008).
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1d2530")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1d2530")
 
 
 def name(found: IsoProfile) -> str:
@@ -65,7 +65,7 @@ def _chart(profiles: Sequence[IsoProfile]) -> str:
         x, y = place(k / 4, 0)
         parts.append(f'<text x="{x}" y="{y + 18}" text-anchor="middle">{round(255 * k / 4)}</text>')
     for k, found in enumerate(profiles):
-        colour = _COLOURS[k % len(_COLOURS)]
+        colour = COLOURS[k % len(COLOURS)]
         curve = " ".join(f"{x},{y}" for x, y in (place(i / 64, found.line.at(i / 64)) for i in range(65)))
         parts.append(f'<polyline points="{curve}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
         for brightness, deviation in zip(found.line.brightness, found.line.deviation, strict=True):
