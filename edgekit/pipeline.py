@@ -139,22 +139,29 @@ def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, Quantiz
     return pruning, distillation, quantization
 
 
-def plan(recipe: Recipe) -> list[StagePlan]:
-    """The stages of a recipe, in order, with an estimate of their time; nothing is run or written.
+def plan(recipe: Recipe, *, out: Path | None = None, force: bool = False) -> list[StagePlan]:
+    """The stages of a recipe, in order, with an estimate of their time; images are read, nothing is run or written.
 
-    Raises: what `compress` raises about a recipe before it begins.
+    Args:
+        out, force: as for `compress`, to learn whether bundles can be written there; None does not ask.
+    Raises: what `compress` raises about recipe, images and output before it begins.
     """
     chosen, original, teacher = _prepare(recipe)
     recipe = _settled(recipe, original)
+    if out is not None:
+        _destinations(recipe, chosen, out, force)
+    images = open_stage_data(recipe, original.channels)
     pruning, distillation, quantization = settings_of(recipe)
     pixels = distillation.batch * distillation.patch**2
     step, taught = (0.0 if m is None else m.macs_per_pixel() * pixels / _MACS_PER_STEP for m in (original, teacher))
     taught *= distillation.cache_batches * _SECONDS["teacher"]
     low, high = recipe.sigma
+    count = len(images.source.training) + len(images.source.held_out)
+    left_out = f", {len(images.skipped)} left out" if images.skipped else ""
     given = {
         "model": recipe.model,
-        "data": str(recipe.data or "built-in"),
-        "noise": recipe.noise.model,
+        "data": f"{recipe.data or 'built-in'} ({count} images{left_out})",
+        "noise": "the pairs' own" if images.source.paired else recipe.noise.model,
         "sigma": f"{low:g}:{high:g}",
     }
     stages = [StagePlan("original", given, _SECONDS["start"])]
@@ -198,10 +205,7 @@ def compress(
     """
     chosen, original, teacher = _prepare(recipe, given)
     recipe = _settled(recipe, original) if given is None else recipe
-    stem = _stem(recipe)
-    destinations = {target.name: out / f"{stem}-{target.name}.edgekit" for target in chosen}
-    for destination in destinations.values():
-        writer.check_free(destination, force)
+    destinations = _destinations(recipe, chosen, out, force)
     images = open_stage_data(recipe, original.channels) if given is None else given.images
     inputs = {
         "weights' digest": fingerprint([], original),
@@ -209,7 +213,7 @@ def compress(
         "images' digest": images.digest,
         **{f"version of {name}": version for name, version in _versions().items()},
     }
-    work = Workspace(out / f".{stem}-{recipe.target}.edgekit.work", recipe, inputs, resume=resume, force=force)
+    work = Workspace(out / f".{_stem(recipe)}-{recipe.target}.edgekit.work", recipe, inputs, resume=resume, force=force)
     run = _Run(recipe, images, work, progress or silent, {} if given is None else given.told)
     try:
         bundles = _stages(run, chosen, original, teacher, destinations, force, on_verdict)
@@ -243,6 +247,14 @@ def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
 def _stem(recipe: Recipe) -> str:
     """What bundles and model files are called: the model's name, its file's, or its folder's, which may be "."."""
     return Path(recipe.model).resolve().stem
+
+
+def _destinations(recipe: Recipe, chosen: Sequence[Target], out: Path, force: bool) -> dict[str, Path]:
+    """Where each target's bundle goes. Raises: OutputExistsError."""
+    found = {target.name: out / f"{_stem(recipe)}-{target.name}.edgekit" for target in chosen}
+    for destination in found.values():
+        writer.check_free(destination, force)
+    return found
 
 
 def _stages(

@@ -62,6 +62,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+# Which noise models read a setting of `NoiseSettings`; the others are for all.
+_READ_BY = {
+    "shot": ("poisson-gaussian", "mixed", "camera"),
+    "read": ("poisson-gaussian", "mixed"),
+    "density": ("salt-and-pepper", "mixed"),
+    "quality": ("jpeg", "mixed", "camera"),
+    "grain": ("camera",),
+    "chroma_grain": ("camera",),
+    "jpeg_share": ("camera",),
+    "level": ("poisson-gaussian", "salt-and-pepper", "jpeg", "mixed", "camera"),
+}
+
+
 class NoiseSettings(Settings):
     """The noise a model is trained on; each pair is a range that every image draws from.
 
@@ -101,6 +114,17 @@ class NoiseSettings(Settings):
         if value[0] > value[1]:
             raise ValueError(f"{value[0]:g} to {value[1]:g} is no range: the first number is the smaller one")
         return value
+
+    @model_validator(mode="after")
+    def _read(self) -> NoiseSettings:
+        # An unknown model is refused, by its name, where noise is drawn.
+        known = {"gaussian"}.union(*_READ_BY.values())
+        for name, models in _READ_BY.items() if self.model in known else ():
+            # A setting at its default may come from a recipe that was written out whole.
+            idle = getattr(self, name) == type(self).model_fields[name].default
+            if self.model not in models and not idle:
+                raise ValueError(f"{name} means nothing to {self.model} noise, only to {', '.join(models)}: leave it out")
+        return self
 
 
 class AugmentSettings(Settings):

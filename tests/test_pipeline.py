@@ -296,6 +296,9 @@ def test_pairs_are_judged_on_their_own_noise(weights: Path, data: Path, tmp_path
         ):
             (tmp_path / side).mkdir(exist_ok=True)
             Image.fromarray(image.astype(np.uint8)).save(tmp_path / side / path.name)
+    settings = pipeline.plan(recipe(weights, data=tmp_path))[0].settings
+    assert settings["noise"] == "the pairs' own"
+    assert settings["data"] == f"{tmp_path} ({len(list(data.iterdir()))} images)"
     images = open_stage_data(recipe(weights, data=tmp_path), 3)
     assert isinstance(images.tiles, NoisyTiles)
     error = images.golden.noisy.astype(float) - images.golden.clean
@@ -333,6 +336,14 @@ def test_a_dry_run_refuses_what_a_run_would(weights: Path, tmp_path: Path) -> No
         pipeline.plan(recipe(weights, data=tmp_path / "none"))
     with pytest.raises(RecipeError, match="--tile 64"):
         pipeline.plan(recipe(weights, tile=66))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(DataError, match="empty"):
+        pipeline.plan(recipe(weights, data=empty))
+    (tmp_path / "dsunet-n-tflite.edgekit").mkdir()
+    with pytest.raises(OutputExistsError, match="--force"):
+        pipeline.plan(recipe(weights), out=tmp_path)
+    assert pipeline.plan(recipe(weights), out=tmp_path, force=True)
 
 
 def test_force_replaces_nothing_but_a_bundle_and_says_so_first(weights: Path, tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ def test_sigma_may_be_written_as_on_the_command_line(given: Any, sigma: tuple[fl
         ),
         ({"quantization": 3}, "quantization is 3: expected settings by name"),
         ({"pruning": {"ratio": 0.5}}, "pruning.ratio 0.5 against no prune: give prune alone"),
+        (
+            {"noise": {"grain": [0, 2]}},
+            "noise is {'grain': [0, 2]}: grain means nothing to gaussian noise, only to camera: leave it out",
+        ),
         ({"distillation": {"seed": 5}}, "distillation.seed 5 against seed 0: give seed alone"),
     ],
 )

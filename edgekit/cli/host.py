@@ -104,7 +104,7 @@ def compress(
 
         loaded = load_recipe(recipe, **settings)
         if dry_run:
-            _show_plan(loaded)
+            _show_plan(loaded, out, force)
             return
         with Bars() as bars:
             from edgekit import pipeline
@@ -213,10 +213,10 @@ def train(
     screen.print(Text(line), soft_wrap=True)
 
 
-def _show_plan(loaded: Recipe) -> None:
+def _show_plan(loaded: Recipe, out: Path, force: bool) -> None:
     from edgekit import pipeline
 
-    stages = pipeline.plan(loaded)
+    stages = pipeline.plan(loaded, out=out, force=force)
     rows = [
         [stage.stage, ", ".join(f"{name} {value}" for name, value in stage.settings.items()), f"{stage.seconds:.0f}"]
         for stage in stages

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from edgekit.errors import UnknownNameError
+from edgekit import recipe
 from edgekit.recipe import NoiseSettings
 from edgekit.train import noise
 
@@ -85,9 +87,16 @@ def test_every_model_is_seeded_and_labelled(model: str) -> None:
     torch.testing.assert_close(sigma, measured, rtol=0.05, atol=0)
 
 
+def test_settings_say_which_of_them_a_model_reads() -> None:
+    assert {"gaussian"}.union(*recipe._READ_BY.values()) == set(noise.MODELS)
+    with pytest.raises(ValidationError, match="density means nothing to camera noise, only to salt-and-pepper, mixed"):
+        NoiseSettings(model="camera", density=(0, 0.2))
+    assert NoiseSettings.model_validate(NoiseSettings(model="camera").model_dump()) == NoiseSettings(model="camera")
+
+
 @pytest.mark.parametrize("model", sorted(noise.MODELS))
 def test_a_device_sees_clipped_8_bit(model: str) -> None:
-    settings = NoiseSettings(model=model, sigma=(50, 50), read=(10, 10))
+    settings = NoiseSettings(model=model, sigma=(50, 50))
     noisy, _ = noise.draw(photo(), settings, generator())
     assert noisy.min() >= 0
     assert noisy.max() <= 1
