@@ -70,7 +70,8 @@ def draw(curves: Mapping[str, Curve]) -> str:
     steps = [step for curve in curves.values() for step, _ in curve]
     levels = [level for curve in curves.values() for _, level in curve]
     left, right = math.log(min(steps)), math.log(max(steps))
-    low, high = math.floor(2 * min(levels)) / 2, math.ceil(2 * max(levels)) / 2
+    low = math.floor(2 * min(levels)) / 2
+    high = max(math.ceil(2 * max(levels)) / 2, low + 0.5)
 
     def place(step: float, level: float) -> tuple[float, float]:
         across = (math.log(step) - left) / max(right - left, 1e-9)

@@ -123,7 +123,9 @@ class NoiseSettings(Settings):
             # A setting at its default may come from a recipe that was written out whole.
             idle = getattr(self, name) == type(self).model_fields[name].default
             if self.model not in models and not idle:
-                raise ValueError(f"{name} means nothing to {self.model} noise, only to {', '.join(models)}: leave it out")
+                raise ValueError(
+                    f"{name} means nothing to {self.model} noise, only to {', '.join(models)}: leave it out"
+                )
         return self
 
 

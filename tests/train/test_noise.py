@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from edgekit.errors import UnknownNameError
 from edgekit import recipe
+from edgekit.errors import UnknownNameError
 from edgekit.recipe import NoiseSettings
 from edgekit.train import noise
 
