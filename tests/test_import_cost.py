@@ -57,6 +57,12 @@ def test_public_names_of_the_device_need_no_host_library() -> None:
     assert _blocked({*EXTRAS, *_COMMAND_LINE, "PIL"}, f"import edgekit; print(len(({names})))") == "5"
 
 
+def test_libraries_say_nothing_when_the_pipeline_is_imported() -> None:
+    code = "import edgekit.pipeline"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_command_line_starts_without_host_libraries() -> None:
     blocked = set(EXTRAS) - {"pydantic"}  # newer releases of typer need pydantic themselves
     code = "from edgekit.cli.outcome import run; print(run(['--version']))"

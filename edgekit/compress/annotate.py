@@ -6,14 +6,9 @@ from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e.quantizer import (
-    QuantizationAnnotation,
-    QuantizationSpec,
-    Quantizer,
-    SharedQuantizationSpec,
-)
 
 from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
+from edgekit.compress.pt2e import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import RecipeError
 

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torchao.quantization.pt2e import FakeQuantizeBase
+
+from edgekit.compress.pt2e import FakeQuantizeBase
 
 # Ranges of no width would divide by zero.
 _TINY = 1e-8

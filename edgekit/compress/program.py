@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torchao.quantization.pt2e import FakeQuantizeBase, disable_fake_quant, enable_fake_quant
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_qat_pt2e
 
 from edgekit.compress.annotate import (
     CONVOLUTIONS,
@@ -25,6 +23,13 @@ from edgekit.compress.annotate import (
     leaves,
 )
 from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
+from edgekit.compress.pt2e import (
+    FakeQuantizeBase,
+    convert_pt2e,
+    disable_fake_quant,
+    enable_fake_quant,
+    prepare_qat_pt2e,
+)
 from edgekit.compress.scheme import Scheme
 from edgekit.models.base import DenoiserModel
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torchao.quantization.pt2e import FakeQuantizeBase
 
 from edgekit.bundle.manifest import Sensitivity
 from edgekit.compress.evaluate import NoisyTiles, Tiles, evaluate
 from edgekit.compress.fake_quant import LearnedRange
 from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.pt2e import FakeQuantizeBase
 from edgekit.compress.record import SIGMAS
 
 # Tiles that it is measured on: enough to rank tensors, in some 15 seconds for a student.
