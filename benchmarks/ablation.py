@@ -134,7 +134,8 @@ class Laboratory:
 
 # From nothing more is to be learned.
 _LARGE: dict[str, Any] = {"cache_batches": 256, "times": 3}
-_EXTREMES = {"steps": 0, "range_fit": "extremes", "bias_correction": False}
+_NEAREST: dict[str, Any] = {"steps": 0, "rounding": "nearest"}
+_EXTREMES = {**_NEAREST, "range_fit": "extremes", "bias_correction": False}
 ROWS = (
     Row("from nothing", "clean images alone", lambda lab: lab.trained(lab.small(), None, **_ALONE, **_LARGE)),
     Row("from nothing", "+ the teacher's outputs", lambda lab: lab.trained(lab.small(), lab.teacher, **_LARGE)),
@@ -162,8 +163,9 @@ ROWS = (
     ),
     Row("integers", "float", lambda lab: lab.recovered),
     Row("integers", "calibration, extremes", lambda lab: lab.integers(**_EXTREMES)),
-    Row("integers", "+ least squared error", lambda lab: lab.integers(steps=0, bias_correction=False)),
-    Row("integers", "+ bias correction", lambda lab: lab.integers(steps=0)),
+    Row("integers", "+ least squared error", lambda lab: lab.integers(**_NEAREST, bias_correction=False)),
+    Row("integers", "+ bias correction", lambda lab: lab.integers(**_NEAREST)),
+    Row("integers", "+ weights of a layer rounded together", lambda lab: lab.integers(steps=0)),
     Row(
         "integers",
         "QAT to the clean image",

@@ -106,7 +106,8 @@ def _write(
         program, record = quantize(
             model,
             scheme,
-            QuantizeSettings(steps=steps),
+            # Calibration as default tools do it: the row that edgekit's own stages are held against.
+            QuantizeSettings(steps=steps, rounding="nearest"),
             images.batches,
             images.tiles,
             sigma_range=(SIGMA[0] / 255, SIGMA[1] / 255),

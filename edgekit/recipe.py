@@ -257,6 +257,8 @@ class QuantizeSettings(Settings):
     # Layers that stay in float from the start, by module path, beside those that `max_drop` leaves so. A layer between
     # two integer tensors is made integer again by a converter: name neighbours.
     wide: tuple[str, ...] = ()
+    # Without steps: the weights of a layer rounded together, so that its output changes least, or each to the nearest.
+    rounding: Literal["together", "nearest"] = "together"
     # Take off biases what the rounding of weights adds on average.
     bias_correction: bool = True
     # Of weights, in units of each layer's own scale: their root mean square over the root of a kernel's inputs.

@@ -160,9 +160,24 @@ class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
         self.pairs = pairs
         self.is_dynamic = False
         self.register_buffer("scale", torch.ones(1))
+        self._holding = False
+
+    def hold(self) -> None:
+        """Keep the scales as they are: the weights are integers of them now."""
+        self._holding = True
 
     def forward(self, weight: Tensor) -> Tensor:
-        held = weight.detach()
+        if not self._holding:
+            self.scale = self._fitted(weight.detach())
+        if not self.fake_quant_enabled[0]:
+            return weight
+        zero_point = torch.zeros_like(self.scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(
+            weight, self.scale, zero_point, self.ch_axis, self.quant_min, self.quant_max
+        )
+
+    def _fitted(self, held: Tensor) -> Tensor:
+        """The scales that reach as far as the weights, [channels]."""
         if self.pairs is not None:
             # Rounding adds a half to each of two.
             signs = torch.stack((held.clamp(min=0), (-held).clamp(min=0)))
@@ -174,13 +189,8 @@ class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
             held = (two[0] + two[1]).amax(0)
         peak = held.abs().transpose(0, self.ch_axis).flatten(1).amax(1)
         floor = (peak.amax() * _LEAST_CHANNEL).clamp_min(_TINY)
-        self.scale = torch.maximum(peak, floor) / self.quant_max
-        if not self.fake_quant_enabled[0]:
-            return weight
-        zero_point = torch.zeros_like(self.scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(
-            weight, self.scale, zero_point, self.ch_axis, self.quant_min, self.quant_max
-        )
+        scale: Tensor = torch.maximum(peak, floor) / self.quant_max
+        return scale
 
     def calculate_qparams(self) -> tuple[Tensor, Tensor]:
         """Scales and zero points (all 0), [channels]."""

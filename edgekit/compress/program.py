@@ -128,12 +128,13 @@ class QuantizedProgram:
         with torch.no_grad():
             self.module.get_parameter(bias).sub_(mean)
 
-    def shift_back(self) -> None:
-        """Undo every `shift`."""
-        for bias, mean in self._shifts.values():
-            with torch.no_grad():
-                self.module.get_parameter(bias).add_(mean)
-        self._shifts.clear()
+    def shift_back(self, *quantizers: ChannelWeights) -> None:
+        """Undo the `shift` of those quantizers that had one, or every one."""
+        for quantizer in quantizers or tuple(self._shifts):
+            if quantizer in self._shifts:
+                bias, mean = self._shifts.pop(quantizer)
+                with torch.no_grad():
+                    self.module.get_parameter(bias).add_(mean)
 
     @contextmanager
     def in_float(self) -> Iterator[None]:

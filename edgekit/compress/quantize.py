@@ -17,6 +17,7 @@ from edgekit.compress.lessons import fingerprint
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.qat import learn
 from edgekit.compress.record import SIGMAS, Size, StageRecord
+from edgekit.compress.rounding import round_together
 from edgekit.compress.scheme import Scheme
 from edgekit.compress.steps import Checkpoint
 from edgekit.errors import TrainingError
@@ -61,6 +62,10 @@ def quantize(
     if on_calibrated is not None:
         on_calibrated(program)
     after = calibrated
+    rounded: dict[str, float] = {}
+    if not settings.steps and settings.rounding == "together":
+        rounded = round_together(program, teacher, observed)
+        after = evaluate(program, tiles, sigmas)
     if settings.steps:
         run = fingerprint(
             observed, model, scheme={**asdict(scheme), "wide": sorted(scheme.wide)}, **settings.model_dump()
@@ -69,6 +74,7 @@ def quantize(
         after = evaluate(program, tiles, sigmas)
     size = Size(model.macs_per_pixel(), model.parameter_count())
     how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"
+    how += ", weights of a layer rounded together" if rounded else ""
     even = f", channels of {len(equalised)} tensors equalised" if equalised else ""
     record = StageRecord(
         stage="quantize",
@@ -79,7 +85,8 @@ def quantize(
         db_after=after,
         seconds=time.perf_counter() - began,
         details={"db_calibrated": {f"{s:g}": db for s, db in calibrated.items()}, "steps": settings.steps}
-        | ({"equalised": equalised} if equalised else {}),
+        | ({"equalised": equalised} if equalised else {})
+        | ({"rounded": rounded} if rounded else {}),
     )
     return program, record
 

@@ -17,5 +17,9 @@ def share(output: Tensor, taught: Tensor, clean: Tensor) -> Tensor:
         output, taught, clean: what is judged, the float model's output, and the clean images, [N, C, H, W] in 0..1.
     Returns: [N].
     """
-    own = (taught - clean).square().flatten(1).mean(1) + _ROUNDING
-    return (output - taught).square().flatten(1).mean(1) / own
+    return (output - taught).square().flatten(1).mean(1) / own_error(taught, clean)
+
+
+def own_error(taught: Tensor, clean: Tensor) -> Tensor:
+    """The float model's mean squared error on each image [N], in units of 0..1, that of rounding to 8 bits added."""
+    return (taught - clean).square().flatten(1).mean(1) + _ROUNDING

@@ -53,3 +53,4 @@ def test_every_row_names_settings_that_exist() -> None:
     assert PruneSettings().criterion == "taylor"
     assert QuantizeSettings().range_fit == "least-squares"
     assert QuantizeSettings().bias_correction
+    assert QuantizeSettings().rounding == "together"

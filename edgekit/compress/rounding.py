@@ -1,0 +1,209 @@
+"""Rounding a layer's weights together: where one is rounded up, another makes up for it.
+
+What a layer reads is correlated - neighbouring pixels, and channels that saw the same ones - so that the errors of two
+weights add up or cancel at its output. Each weight alone goes to the nearest integer; here the integers are chosen that
+change the layer's output the least, one after the other, given all others, until none wants to move:
+
+    minimise over Q   (W - s Q) H (W - s Q)^T,   H = the second moment of what the layer reads
+
+as the layerwise objective of AdaRound (Nagel et al. 2020, arXiv:2004.10568) and GPTQ (Frantar et al. 2022,
+arXiv:2210.17323), by coordinate descent. It needs no gradient and takes seconds. QAT finds more (docs/int8.md), and
+what it has learned must not be rounded again: its weights are good as they are rounded, not as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import Interpreter, Node
+
+from edgekit.compress.annotate import CONVOLUTIONS
+from edgekit.compress.batches import Batch
+from edgekit.compress.fake_quant import ChannelWeights
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.share import own_error
+from edgekit.models.base import DenoiserModel
+
+# Positions of each image that a layer's inputs are looked at: eight batches of eight give some 32,000.
+_POSITIONS = 512
+# Of the mean power of a layer's inputs, added to each: weights that nothing reads stay where they are.
+_DAMPING = 1e-3
+# Passes over all weights at most; most layers are done after five.
+_SWEEPS = 8
+# Inputs of a kernel above which its moments (8 bytes, squared) are too large to hold.
+_MOST_INPUTS = 8192
+
+
+def round_together(program: QuantizedProgram, model: DenoiserModel, observed: Sequence[Batch]) -> dict[str, float]:
+    """Choose the integers of every convolution's weights, in place; ranges must be set.
+
+    Weights and the corrections of biases are replaced: in float the program is the model no longer. Transposed
+    convolutions stay rounded to the nearest. Pairs of weights that would saturate are kept out.
+
+    Args:
+        model: the float model, whose error says how much each image counts.
+        observed: noisy batches.
+    Returns: by layer, its squared error at its output, as a share of that of rounding to the nearest.
+    """
+    corrected = program.corrected
+    with program.in_float(), torch.no_grad():
+        moments = _Moments(program)
+        for batch in observed:
+            error = own_error(model(batch.noisy, batch.sigma), batch.clean)
+            moments.look(batch, 1 / error)
+    found = {}
+    for quantizer, seen in moments.seen.items():
+        weight = program.module.get_parameter(seen.weight).detach()
+        integers, gain = _descend(quantizer, weight, seen, centred=corrected and seen.bias is not None)
+        rounded = _along(quantizer.scale, weight) * integers
+        program.shift_back(quantizer)
+        if corrected and seen.bias is not None:
+            program.shift(quantizer, seen.bias, _outputs(rounded - weight, seen.mean))
+        weight.copy_(rounded)
+        quantizer.hold()
+        found[seen.weight.removesuffix(".weight")] = round(gain, 4)
+    return found
+
+
+@dataclass
+class _Seen:
+    """What a convolution reads: names of its weight and bias, and moments of its inputs, summed until `count`.
+
+    Attributes:
+        second: [groups, inputs, inputs].
+        first: [groups, inputs].
+    """
+
+    weight: str
+    bias: str | None
+    second: Tensor
+    first: Tensor
+    count: float
+
+    @property
+    def mean(self) -> Tensor:
+        return self.first / self.count
+
+
+class _Moments(Interpreter):
+    """Runs a program and gathers the moments of what each of its convolutions reads, image by weighted image."""
+
+    def __init__(self, program: QuantizedProgram) -> None:
+        super().__init__(program.module)
+        self.program = program
+        self.seen: dict[ChannelWeights, _Seen] = {}
+        self.weights = torch.ones(())
+        self.generator = torch.Generator()
+
+    def look(self, batch: Batch, weights: Tensor) -> None:
+        """Run a batch, each image as important as `weights` [N] says."""
+        self.weights = weights.double() / weights.sum()
+        self.generator.manual_seed(0)
+        self.run(batch.noisy, batch.sigma)
+
+    def run_node(self, n: Node) -> object:
+        if n.op == "call_function" and n.target in CONVOLUTIONS and CONVOLUTIONS[n.target] == 0:
+            quantizer = self.program.quantizer(n)
+            if quantizer is not None:
+                self.add(quantizer, n)
+        return super().run_node(n)
+
+    def add(self, quantizer: ChannelWeights, node: Node) -> None:
+        arguments, _ = self.fetch_args_kwargs_from_env(node)
+        read, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
+        assert isinstance(read, Node)
+        name = self.program.parameter(read)
+        x, weight = arguments[:2]
+        given: list[Any] = list(arguments[3:])
+        stride, padding, dilation, groups = given + [[1, 1], [0, 0], [1, 1], 1][len(given) :]
+        inputs = weight.shape[1] * weight.shape[2] * weight.shape[3]
+        if name is None or inputs > _MOST_INPUTS or isinstance(padding, str):
+            return
+        windows = F.unfold(x, weight.shape[2:], dilation, padding, stride)
+        places = torch.randperm(windows.shape[2], generator=self.generator)[:_POSITIONS]
+        columns = windows[:, :, places].double().view(len(x), groups, inputs, -1)
+        heavy = columns * self.weights.view(-1, 1, 1, 1)
+        second = torch.einsum("ngkl,ngjl->gkj", heavy, columns)
+        if quantizer not in self.seen:
+            own = self.program.parameter(bias) if isinstance(bias, Node) else None
+            self.seen[quantizer] = _Seen(name, own, torch.zeros_like(second), second.new_zeros(groups, inputs), 0.0)
+        seen = self.seen[quantizer]
+        seen.second += second
+        seen.first += heavy.sum((0, 3))
+        seen.count += float(columns.shape[3])
+
+
+def _descend(quantizer: ChannelWeights, weight: Tensor, seen: _Seen, *, centred: bool) -> tuple[Tensor, float]:
+    """The integers of a weight, and the share of the squared error that they leave.
+
+    Args:
+        centred: a bias takes the mean of the error away, so that it does not count.
+    """
+    groups, inputs = seen.first.shape
+    moment = seen.second / seen.count
+    if centred:
+        moment = moment - seen.mean[:, :, None] * seen.mean[:, None, :]
+    power = moment.diagonal(dim1=1, dim2=2)
+    moment = moment + _DAMPING * torch.diag_embed(power.mean(1, keepdim=True).expand_as(power))
+    quantizer(weight)  # sets the scale
+    scale = _along(quantizer.scale, weight).double().reshape(groups, -1, 1)
+    target = weight.double().reshape(groups, -1, inputs)
+    low, high = quantizer.quant_min, quantizer.quant_max
+    integers = (target / scale).round().clamp(low, high)
+    error = target - scale * integers
+    nearest = float((error @ moment * error).sum())
+    if not nearest > 0:
+        return integers.reshape(weight.shape), 1.0
+    pull = error @ moment
+    own = moment.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(torch.float64).tiny)
+    taps = weight.shape[2] * weight.shape[3]
+    for _ in range(_SWEEPS):
+        before = integers.clone()
+        for k in range(inputs):
+            # What the others' errors leave for this weight to make up.
+            wanted = target[:, :, k] + pull[:, :, k] / own[:, k, None] - error[:, :, k]
+            best = (wanted / scale[:, :, 0]).round().clamp(low, high)
+            if quantizer.pairs is not None:
+                best = _beside(best, _taken_together(integers, k, taps, quantizer.pairs), high)
+            step = scale[:, :, 0] * (integers[:, :, k] - best)
+            integers[:, :, k] = best
+            error[:, :, k] += step
+            pull += step[:, :, None] * moment[:, None, k]
+        if torch.equal(before, integers):
+            break
+    return integers.reshape(weight.shape).to(weight.dtype), float((error @ moment * error).sum()) / nearest
+
+
+def _taken_together(integers: Tensor, k: int, taps: int, pairs: str) -> Tensor:
+    """The integers that a kernel takes together with its input k, [groups, out, others]: at the same tap those of all
+    other channels, or of channels 2c and 2c + 1 the other one, if there is one.
+    """
+    channel, tap = divmod(k, taps)
+    at_tap = integers[:, :, tap::taps]
+    if pairs == "neighbours":
+        return at_tap[:, :, channel ^ 1 : (channel ^ 1) + 1]
+    return torch.cat((at_tap[:, :, :channel], at_tap[:, :, channel + 1 :]), 2)
+
+
+def _beside(wanted: Tensor, others: Tensor, high: int) -> Tensor:
+    """The integers nearest to those wanted that add up to 128 at most with each of the others of the same sign."""
+    zero = torch.zeros_like(wanted)[:, :, None]
+    above, below = torch.cat((others, zero), 2).amax(2), torch.cat((others, zero), 2).amin(2)
+    most, least = (high + 1 - above).clamp(max=high), (-high - 1 - below).clamp(min=-high)
+    return torch.minimum(torch.maximum(wanted, least), most)
+
+
+def _along(scale: Tensor, weight: Tensor) -> Tensor:
+    """Scales of output channels, in the shape that multiplies a kernel [out, in / groups, h, w]."""
+    return scale.view(-1, *[1] * (weight.dim() - 1))
+
+
+def _outputs(error: Tensor, mean: Tensor) -> Tensor:
+    """What errors of weights add to the output on average, [out]; mean [groups, inputs]."""
+    blocks = error.double().reshape(len(mean), -1, mean.shape[1]) @ mean[:, :, None]
+    return blocks.flatten().to(error.dtype)
