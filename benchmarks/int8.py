@@ -62,7 +62,8 @@ def _measure(
     if "fp32" not in names or not names[manifest.default_variant].integer:
         raise BundleError(f"{bundle.source} holds {', '.join(names)}: expected an INT8 bundle with its fp32 file")
     columns = {name: through_runtime(bundle, name) for name in ("fp32", manifest.default_variant)}
-    steps = next((s["details"].get("steps", 0) for s in manifest.stages if s["stage"] == "quantize"), None)
+    details = next((s["details"] for s in manifest.stages if s["stage"] == "quantize"), None)
+    steps = None if details is None else details.get("steps", 0)
     for name, channels in SETS.items():
         if channels != manifest.model.channels:
             continue
@@ -78,6 +79,8 @@ def _measure(
             int8 = row["figures"][manifest.default_variant]["psnr"]
             yield {
                 "qat_steps": steps,
+                # Without QAT: whether a layer's weights were rounded together, or each to the nearest integer.
+                **({} if steps else {"together": "rounded" in (details or {})}),
                 "set": name,
                 "sigma": sigma,
                 "images": row["images"],
@@ -100,7 +103,7 @@ def _digest(hashes: Sequence[str], images: ImageSet) -> str:
 
 def _replaced(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether a row is of an earlier file of the same kind, or the same row measured before."""
-    kind = all(old[k] == new[k] for k in ("name", "target", "qat_steps"))
+    kind = all(old.get(k, False) == new.get(k, False) for k in ("name", "target", "qat_steps", "together"))
     return kind and (old["sha256"] != new["sha256"] or (old["set"], old["sigma"]) == (new["set"], new["sigma"]))
 
 

@@ -166,7 +166,8 @@ def quality(folder: Path) -> str:
     how = (
         "PSNR in dB, the mean over a set's images, at noise levels (sigma) in 8-bit units. Noisy images are clipped "
         "and rounded to 8 bits and so are results, but for the rows of unclipped noise, which measure as papers do. "
-        "*Compressed* is what the default `edgekit compress --target tflite` makes: pruned, distilled, INT8 by QAT."
+        "*Compressed* is what the default `edgekit compress --target tflite` makes: pruned, distilled, INT8 by QAT. "
+        "*Calibration alone* rounds each weight to the nearest integer, as default tools do."
     )
     return f"{table}\n\n{_measured(found, how)}"
 
@@ -268,10 +269,11 @@ def integers(folder: Path) -> str:
     places = list(dict.fromkeys((row["set"], row["sigma"]) for row in rows))
     places = sorted(places, key=lambda place: (place[0], place[1]))
     lines = []
-    for key in dict.fromkeys((row["name"], row["target"], row["qat_steps"]) for row in rows):
-        mine = {(r["set"], r["sigma"]): r for r in rows if (r["name"], r["target"], r["qat_steps"]) == key}
+    for key in dict.fromkeys(map(_way, rows)):
+        mine = {(r["set"], r["sigma"]): r for r in rows if _way(r) == key}
         share = next(iter(mine.values()))["int8_share"]
-        how = f"{key[2]} steps of QAT" if key[2] else "calibration alone"
+        alone = "calibration alone" if key[3] else "calibration alone, each weight to the nearest"
+        how = f"{key[2]} steps of QAT" if key[2] else alone
         cells = [f"{mine[place]['lost']:.2f}" if place in mine else "" for place in places]
         lines.append([f"{key[0]}, {key[1]}", how, f"{share:.0%}", *cells])
     heads = [f"{name}: {sigma}" if (name, sigma) == _first(places, name) else str(sigma) for name, sigma in places]
@@ -281,6 +283,11 @@ def integers(folder: Path) -> str:
         "graph was run by ONNX Runtime."
     )
     return f"{_markdown(['', 'ranges from', 'MACs in int8', *heads], lines, 2)}\n\n{what}"
+
+
+def _way(row: Mapping[str, Any]) -> tuple[str, str, int, bool]:
+    """Which line of the table of integers a row belongs to: the bundle, and how it was quantized."""
+    return row["name"], row["target"], row["qat_steps"], row.get("together", False)
 
 
 def ablation_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -124,9 +124,14 @@ class _Moments(Interpreter):
         inputs = weight.shape[1] * weight.shape[2] * weight.shape[3]
         if name is None or inputs > _MOST_INPUTS or isinstance(padding, str):
             return
-        windows = F.unfold(x, weight.shape[2:], dilation, padding, stride)
-        places = torch.randperm(windows.shape[2], generator=self.generator)[:_POSITIONS]
-        columns = windows[:, :, places].double().view(len(x), groups, inputs, -1)
+        places: Tensor | None = None
+        drawn = []
+        for image in x.split(1):  # all windows of a batch may be gigabytes
+            windows = F.unfold(image, weight.shape[2:], dilation, padding, stride)
+            if places is None:
+                places = torch.randperm(windows.shape[2], generator=self.generator)[:_POSITIONS]
+            drawn.append(windows[:, :, places].double())
+        columns = torch.cat(drawn).view(len(x), groups, inputs, -1)
         heavy = columns * self.weights.view(-1, 1, 1, 1)
         second = torch.einsum("ngkl,ngjl->gkj", heavy, columns)
         if quantizer not in self.seen:
