@@ -50,8 +50,12 @@ def silent(done: int, total: int, text: str = "") -> None:
     pass
 
 
-def run(model: DenoiserModel, steps: int, checkpoint: Path | None = None, progress: Any = silent) -> Any:
-    settings = QuantizeSettings(steps=steps, calibration_batches=4, warmup=5, save_every=2, ema=0.9)
+def run(
+    model: DenoiserModel, steps: int, checkpoint: Path | None = None, progress: Any = silent, **changes: Any
+) -> Any:
+    settings = QuantizeSettings(
+        steps=steps, calibration_batches=4, warmup=5, save_every=2, ema=0.9, rounding="nearest", **changes
+    )
     return quantize(
         model, SCHEME, settings, batches, photographs()[:5], sigma_range=RANGE, progress=progress, checkpoint=checkpoint
     )
@@ -171,6 +175,15 @@ def test_no_steps_is_calibration_alone() -> None:
     _, record = run(tiny(), steps=0)
     assert {str(s): db for s, db in record.db_after.items()} == record.details["db_calibrated"]
     assert "calibration alone" in record.what
+    assert "together" not in record.what
+
+
+def test_without_training_weights_are_rounded_together() -> None:
+    settings = QuantizeSettings(steps=0, calibration_batches=4)
+    _, record = quantize(tiny(), SCHEME, settings, batches, photographs()[:5], sigma_range=RANGE)
+    assert record.what.endswith("calibration alone, weights of a layer rounded together")
+    assert set(record.details["rounded"]) >= {"head", "tail"}
+    assert max(record.details["rounded"].values()) <= 1
 
 
 def test_a_killed_run_resumes_to_the_same_program(tmp_path: Path) -> None:
