@@ -210,6 +210,9 @@ def main(arguments: Sequence[str]) -> int:
                 psnr = {f"{level:g}": round(db, 4) for level, db in found.items()}
                 told = {"group": row.group, "name": row.name, "seed": seed, "psnr": psnr}
                 rows.append({**told, "seconds": round(time.perf_counter() - began, 1)})
+                # As they build on each other, not as they were run.
+                order = [(r.group, r.name) for r in ROWS]
+                rows.sort(key=lambda r: (r["seed"], order.index((r["group"], r["name"]))))
                 say(f"seed {seed}  {row.group}: {row.name}: {psnr}")
                 results.save(options.out, {**results.about(settings), "rows": rows})
     show("Mean dB over the noise levels, and its spread over the seeds", *table(rows), texts=2)

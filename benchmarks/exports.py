@@ -99,15 +99,25 @@ def _write(
 ) -> None:
     model = contestant.model
     target = registry.get(name)
-    recipe = Recipe(model=contestant.name, teacher="none", target=name, prune=0, steps=0, tile=tile, sigma=SIGMA)
+    # Calibration as default tools do it: the row that edgekit's own stages are held against.
+    settings = QuantizeSettings(steps=steps, rounding="nearest")
+    recipe = Recipe(
+        model=contestant.name,
+        teacher="none",
+        target=name,
+        prune=0,
+        steps=0,
+        tile=tile,
+        sigma=SIGMA,
+        quantization=QuantizeSettings(rounding="nearest"),
+    )
     images = open_stage_data(recipe, model.channels)
     program, records = None, ()
     if precision == "int8":
         program, record = quantize(
             model,
             scheme,
-            # Calibration as default tools do it: the row that edgekit's own stages are held against.
-            QuantizeSettings(steps=steps, rounding="nearest"),
+            settings,
             images.batches,
             images.tiles,
             sigma_range=(SIGMA[0] / 255, SIGMA[1] / 255),

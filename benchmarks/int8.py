@@ -110,7 +110,7 @@ def _replaced(old: dict[str, Any], new: dict[str, Any]) -> bool:
 def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["name"],
-        row["target"],
+        row["target"] + (", together" if row.get("together") else ""),
         row["set"],
         str(row["sigma"]),
         f"{row['fp32']:.2f}",

@@ -16,7 +16,7 @@ _NOT_KEPT = {"sigma", "device_share"}
 
 
 def write(noise: NoiseSettings) -> dict[str, str]:
-    """What the header says of a noise: every setting, so that it means the same when a default has changed.
+    """What the header says of a noise: every setting that its model reads, to mean the same when a default has changed.
 
     White noise is what weights without a word know: nothing is said of it.
     """

@@ -144,7 +144,8 @@ def plan(recipe: Recipe, *, out: Path | None = None, force: bool = False) -> lis
 
     Args:
         out, force: as for `compress`, to learn whether bundles can be written there; None does not ask.
-    Raises: what `compress` raises about recipe, images and output before it begins.
+    Raises: what `compress` raises about recipe, images and bundles that exist before it begins. Whether an unfinished
+        run can be resumed it does not say.
     """
     chosen, original, teacher = _prepare(recipe)
     recipe = _settled(recipe, original)

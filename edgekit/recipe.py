@@ -13,8 +13,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    SerializerFunctionWrapHandler,
     ValidationError,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -62,8 +64,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-# Which noise models read a setting of `NoiseSettings`; the others are for all.
+# Which noise models read a setting of `NoiseSettings`; device_share is for all, and sigma is the range that is judged.
 _READ_BY = {
+    "stratified": ("gaussian", "poisson-gaussian", "salt-and-pepper", "mixed"),
     "shot": ("poisson-gaussian", "mixed", "camera"),
     "read": ("poisson-gaussian", "mixed"),
     "density": ("salt-and-pepper", "mixed"),
@@ -127,6 +130,12 @@ class NoiseSettings(Settings):
                     f"{name} means nothing to {self.model} noise, only to {', '.join(models)}: leave it out"
                 )
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What the model does not read is left out: a default that changes later must not make it a contradiction.
+        everything: dict[str, Any] = write(self)
+        return {k: v for k, v in everything.items() if self.model in _READ_BY.get(k, (self.model,))}
 
 
 class AugmentSettings(Settings):

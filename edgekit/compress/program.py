@@ -124,6 +124,7 @@ class QuantizedProgram:
         """
         if quantizer in self._shifts:
             raise ValueError(f"{bias} was shifted before: a second mean would be of a shifted layer")
+        mean = mean.to(self.module.get_parameter(bias).dtype)
         self._shifts[quantizer] = (bias, mean)
         with torch.no_grad():
             self.module.get_parameter(bias).sub_(mean)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch  # noqa: F401 - before the silence, in which its loggers would be set up on a stream that goes away
+
 from edgekit.quiet import quietly
 
 with quietly():

@@ -64,7 +64,7 @@ def quantize(
     after = calibrated
     rounded: dict[str, float] = {}
     if not settings.steps and settings.rounding == "together":
-        rounded = round_together(program, teacher, observed)
+        rounded = round_together(program, teacher, observed, progress or silent)
         after = evaluate(program, tiles, sigmas)
     if settings.steps:
         run = fingerprint(

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.fx import Interpreter, Node
 
 from edgekit.compress.annotate import CONVOLUTIONS
-from edgekit.compress.batches import Batch
+from edgekit.compress.batches import Batch, Progress, silent
 from edgekit.compress.fake_quant import ChannelWeights
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.share import own_error
@@ -33,40 +33,58 @@ from edgekit.models.base import DenoiserModel
 _POSITIONS = 512
 # Of the mean power of a layer's inputs, added to each: weights that nothing reads stay where they are.
 _DAMPING = 1e-3
+# The least of it, as a share of the power before the mean was taken off: of a constant input nothing else is left.
+_FLOOR = 1e-6
 # Passes over all weights at most; most layers are done after five.
 _SWEEPS = 8
-# Inputs of a kernel above which its moments (8 bytes, squared) are too large to hold.
-_MOST_INPUTS = 8192
+# Weights of an output that are looked at before the others hear of it: one product of matrices instead of many.
+_BLOCK = 128
+# Inputs of a kernel above which its weights go to the nearest: 256 channels by 3x3. Twice its square in doubles is held
+# for each layer, and time goes with the square, too.
+_MOST_INPUTS = 2304
 
 
-def round_together(program: QuantizedProgram, model: DenoiserModel, observed: Sequence[Batch]) -> dict[str, float]:
-    """Choose the integers of every convolution's weights, in place; ranges must be set.
+def round_together(
+    program: QuantizedProgram, model: DenoiserModel, observed: Sequence[Batch], progress: Progress = silent
+) -> dict[str, float]:
+    """Choose the integers of convolutions' weights, in place; ranges must be set.
 
     Weights and the corrections of biases are replaced: in float the program is the model no longer. Transposed
-    convolutions stay rounded to the nearest. Pairs of weights that would saturate are kept out.
+    convolutions, kernels of very many inputs, and layers whose error does not become less on the last batch, which is
+    kept out of the choice, stay rounded to the nearest. Pairs of weights that would saturate are kept out.
 
     Args:
         model: the float model, whose error says how much each image counts.
-        observed: noisy batches.
-    Returns: by layer, its squared error at its output, as a share of that of rounding to the nearest.
+        observed: noisy batches, at least two; with fewer nothing is done.
+        progress: told how many layers are done.
+    Returns: by layer, the squared error at its output as a share of that of rounding to the nearest, on the last batch.
     """
+    if len(observed) < 2:
+        return {}
     corrected = program.corrected
+    chosen, held_out = _Moments(program), _Moments(program)
     with program.in_float(), torch.no_grad():
-        moments = _Moments(program)
         for batch in observed:
             error = own_error(model(batch.noisy, batch.sigma), batch.clean)
-            moments.look(batch, 1 / error)
+            (held_out if batch is observed[-1] else chosen).look(batch, 1 / error)
     found = {}
-    for quantizer, seen in moments.seen.items():
+    for done, (quantizer, seen) in enumerate(chosen.seen.items(), 1):
         weight = program.module.get_parameter(seen.weight).detach()
-        integers, gain = _descend(quantizer, weight, seen, centred=corrected and seen.bias is not None)
-        rounded = _along(quantizer.scale, weight) * integers
-        program.shift_back(quantizer)
-        if corrected and seen.bias is not None:
-            program.shift(quantizer, seen.bias, _outputs(rounded - weight, seen.mean))
-        weight.copy_(rounded)
-        quantizer.hold()
-        found[seen.weight.removesuffix(".weight")] = round(gain, 4)
+        centred = corrected and seen.bias is not None
+        quantizer(weight)  # sets the scale
+        scale = _along(quantizer.scale, weight)
+        integers = _descend(quantizer, weight, seen, centred=centred)
+        nearest = (weight / scale).round().clamp(quantizer.quant_min, quantizer.quant_max)
+        mean = seen.mean if centred else None
+        before, after = (held_out.seen[quantizer].error(weight - scale * q, mean) for q in (nearest, integers))
+        if after < before:
+            program.shift_back(quantizer)
+            if centred and seen.bias is not None:
+                program.shift(quantizer, seen.bias, _outputs(scale * integers - weight, seen.mean))
+            weight.copy_(scale * integers)
+            quantizer.hold()
+            found[seen.weight.removesuffix(".weight")] = round(after / before, 4)
+        progress(done, len(chosen.seen), "rounding")
     return found
 
 
@@ -88,6 +106,19 @@ class _Seen:
     @property
     def mean(self) -> Tensor:
         return self.first / self.count
+
+    def around(self, mean: Tensor | None) -> Tensor:
+        """The second moment around a mean [groups, inputs], or around 0."""
+        moment = self.second / self.count
+        if mean is None:
+            return moment
+        across = mean[:, :, None] * self.mean[:, None, :]
+        return moment - across - across.mT + mean[:, :, None] * mean[:, None, :]
+
+    def error(self, error: Tensor, mean: Tensor | None) -> float:
+        """The squared error at the output that errors of the weight make, what they make of `mean` taken away."""
+        rows = error.double().reshape(len(self.first), -1, self.first.shape[1])
+        return float((rows @ self.around(mean) * rows).sum())
 
 
 class _Moments(Interpreter):
@@ -132,7 +163,9 @@ class _Moments(Interpreter):
                 places = torch.randperm(windows.shape[2], generator=self.generator)[:_POSITIONS]
             drawn.append(windows[:, :, places].double())
         columns = torch.cat(drawn).view(len(x), groups, inputs, -1)
-        heavy = columns * self.weights.view(-1, 1, 1, 1)
+        # Where a network folds something else into the batch, no image is known to be more important.
+        weights = self.weights if len(self.weights) == len(x) else torch.full((len(x),), 1 / len(x)).double()
+        heavy = columns * weights.view(-1, 1, 1, 1)
         second = torch.einsum("ngkl,ngjl->gkj", heavy, columns)
         if quantizer not in self.seen:
             own = self.program.parameter(bias) if isinstance(bias, Node) else None
@@ -143,45 +176,44 @@ class _Moments(Interpreter):
         seen.count += float(columns.shape[3])
 
 
-def _descend(quantizer: ChannelWeights, weight: Tensor, seen: _Seen, *, centred: bool) -> tuple[Tensor, float]:
-    """The integers of a weight, and the share of the squared error that they leave.
+def _descend(quantizer: ChannelWeights, weight: Tensor, seen: _Seen, *, centred: bool) -> Tensor:
+    """The integers of a weight, in its shape; the quantizer's scale is set.
 
     Args:
         centred: a bias takes the mean of the error away, so that it does not count.
     """
     groups, inputs = seen.first.shape
-    moment = seen.second / seen.count
-    if centred:
-        moment = moment - seen.mean[:, :, None] * seen.mean[:, None, :]
-    power = moment.diagonal(dim1=1, dim2=2)
-    moment = moment + _DAMPING * torch.diag_embed(power.mean(1, keepdim=True).expand_as(power))
-    quantizer(weight)  # sets the scale
+    moment = seen.around(seen.mean if centred else None)
+    raw = (seen.second / seen.count).diagonal(dim1=1, dim2=2).mean(1, keepdim=True)
+    damping = torch.maximum(_DAMPING * moment.diagonal(dim1=1, dim2=2).mean(1, keepdim=True), _FLOOR * raw)
+    moment = moment + torch.diag_embed(damping.expand(groups, inputs))
+    own = moment.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(torch.float64).tiny)
     scale = _along(quantizer.scale, weight).double().reshape(groups, -1, 1)
     target = weight.double().reshape(groups, -1, inputs)
     low, high = quantizer.quant_min, quantizer.quant_max
     integers = (target / scale).round().clamp(low, high)
     error = target - scale * integers
-    nearest = float((error @ moment * error).sum())
-    if not nearest > 0:
-        return integers.reshape(weight.shape), 1.0
     pull = error @ moment
-    own = moment.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(torch.float64).tiny)
     taps = weight.shape[2] * weight.shape[3]
     for _ in range(_SWEEPS):
         before = integers.clone()
-        for k in range(inputs):
-            # What the others' errors leave for this weight to make up.
-            wanted = target[:, :, k] + pull[:, :, k] / own[:, k, None] - error[:, :, k]
-            best = (wanted / scale[:, :, 0]).round().clamp(low, high)
-            if quantizer.pairs is not None:
-                best = _beside(best, _taken_together(integers, k, taps, quantizer.pairs), high)
-            step = scale[:, :, 0] * (integers[:, :, k] - best)
-            integers[:, :, k] = best
-            error[:, :, k] += step
-            pull += step[:, :, None] * moment[:, None, k]
+        for start in range(0, inputs, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            near, old = pull[:, :, block].clone(), error[:, :, block].clone()
+            for k in range(start, min(start + _BLOCK, inputs)):
+                # What the others' errors leave for this weight to make up.
+                wanted = target[:, :, k] + near[:, :, k - start] / own[:, k, None] - error[:, :, k]
+                best = (wanted / scale[:, :, 0]).round().clamp(low, high)
+                if quantizer.pairs is not None:
+                    best = _beside(best, _taken_together(integers, k, taps, quantizer.pairs), high)
+                step = scale[:, :, 0] * (integers[:, :, k] - best)
+                integers[:, :, k] = best
+                error[:, :, k] += step
+                near += step[:, :, None] * moment[:, None, k, block]
+            pull += (error[:, :, block] - old) @ moment[:, block]
         if torch.equal(before, integers):
             break
-    return integers.reshape(weight.shape).to(weight.dtype), float((error @ moment * error).sum()) / nearest
+    return integers.reshape(weight.shape).to(weight.dtype)
 
 
 def _taken_together(integers: Tensor, k: int, taps: int, pairs: str) -> Tensor:
