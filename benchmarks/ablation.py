@@ -198,6 +198,7 @@ def main(arguments: Sequence[str]) -> int:
     }
     rows: list[dict[str, Any]] = results.kept(options.out, settings).get("rows", [])
     crops = np.stack(list(_crops(source)))
+    order = [(row.group, row.name) for row in ROWS]
     with tempfile.TemporaryDirectory() as cache:
         for seed in options.seeds:
             lab = Laboratory(source, crops, seed, options.steps, Path(cache))
@@ -211,7 +212,6 @@ def main(arguments: Sequence[str]) -> int:
                 told = {"group": row.group, "name": row.name, "seed": seed, "psnr": psnr}
                 rows.append({**told, "seconds": round(time.perf_counter() - began, 1)})
                 # As they build on each other, not as they were run.
-                order = [(r.group, r.name) for r in ROWS]
                 rows.sort(key=lambda r: (r["seed"], order.index((r["group"], r["name"]))))
                 say(f"seed {seed}  {row.group}: {row.name}: {psnr}")
                 results.save(options.out, {**results.about(settings), "rows": rows})

@@ -99,8 +99,6 @@ def _write(
 ) -> None:
     model = contestant.model
     target = registry.get(name)
-    # Calibration as default tools do it: the row that edgekit's own stages are held against.
-    settings = QuantizeSettings(steps=steps, rounding="nearest")
     recipe = Recipe(
         model=contestant.name,
         teacher="none",
@@ -109,6 +107,7 @@ def _write(
         steps=0,
         tile=tile,
         sigma=SIGMA,
+        # Calibration as default tools do it: the row that edgekit's own stages are held against.
         quantization=QuantizeSettings(rounding="nearest"),
     )
     images = open_stage_data(recipe, model.channels)
@@ -117,7 +116,7 @@ def _write(
         program, record = quantize(
             model,
             scheme,
-            settings,
+            recipe.quantization.model_copy(update={"steps": steps}),
             images.batches,
             images.tiles,
             sigma_range=(SIGMA[0] / 255, SIGMA[1] / 255),

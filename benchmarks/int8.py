@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,14 @@ def _digest(hashes: Sequence[str], images: ImageSet) -> str:
     return found.hexdigest()
 
 
+def way(row: Mapping[str, Any]) -> tuple[str, str, int | None, bool]:
+    """Which bundle a row is of, and how that was quantized: a line of the table of integers."""
+    return row["name"], row["target"], row["qat_steps"], row.get("together", False)
+
+
 def _replaced(old: dict[str, Any], new: dict[str, Any]) -> bool:
     """Whether a row is of an earlier file of the same kind, or the same row measured before."""
-    kind = all(old.get(k, False) == new.get(k, False) for k in ("name", "target", "qat_steps", "together"))
+    kind = way(old) == way(new)
     return kind and (old["sha256"] != new["sha256"] or (old["set"], old["sigma"]) == (new["set"], new["sigma"]))
 
 

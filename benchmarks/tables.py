@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import published, results
 from benchmarks.console import leave, say
 from benchmarks.contestants import CAMERA, OTHERS, STUDENT, TEACHER
+from benchmarks.int8 import way
 from benchmarks.sets import ROOT, SETS, SIGMAS
 from edgekit.errors import DataError, UnknownNameError
 
@@ -269,8 +270,8 @@ def integers(folder: Path) -> str:
     places = list(dict.fromkeys((row["set"], row["sigma"]) for row in rows))
     places = sorted(places, key=lambda place: (place[0], place[1]))
     lines = []
-    for key in dict.fromkeys(map(_way, rows)):
-        mine = {(r["set"], r["sigma"]): r for r in rows if _way(r) == key}
+    for key in dict.fromkeys(map(way, rows)):
+        mine = {(r["set"], r["sigma"]): r for r in rows if way(r) == key}
         share = next(iter(mine.values()))["int8_share"]
         alone = "calibration alone" if key[3] else "calibration alone, each weight to the nearest"
         how = f"{key[2]} steps of QAT" if key[2] else alone
@@ -283,11 +284,6 @@ def integers(folder: Path) -> str:
         "graph was run by ONNX Runtime."
     )
     return f"{_markdown(['', 'ranges from', 'MACs in int8', *heads], lines, 2)}\n\n{what}"
-
-
-def _way(row: Mapping[str, Any]) -> tuple[str, str, int, bool]:
-    """Which line of the table of integers a row belongs to: the bundle, and how it was quantized."""
-    return row["name"], row["target"], row["qat_steps"], row.get("together", False)
 
 
 def ablation_table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

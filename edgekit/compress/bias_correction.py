@@ -55,8 +55,17 @@ def added(quantizer: ChannelWeights, weight: Tensor, mean: Tensor) -> Tensor:
     """
     with torch.no_grad():
         error = (quantizer(weight) - weight).sum((2, 3))
-    groups = len(mean) // error.shape[1]
-    blocks: Tensor = error.view(groups, -1, error.shape[1]) @ mean.view(groups, -1, 1)
+    return outputs(error, mean.view(-1, error.shape[1]))
+
+
+def outputs(error: Tensor, mean: Tensor) -> Tensor:
+    """What errors of weights add to a convolution's output on average, [out].
+
+    Args:
+        error: of each weight, [out, ...].
+        mean: of what each weight of a group reads, [groups, inputs].
+    """
+    blocks: Tensor = error.reshape(len(mean), -1, mean.shape[1]) @ mean[:, :, None]
     return blocks.flatten()
 
 

@@ -176,18 +176,18 @@ class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
             weight, self.scale, zero_point, self.ch_axis, self.quant_min, self.quant_max
         )
 
-    def _fitted(self, held: Tensor) -> Tensor:
+    def _fitted(self, reach: Tensor) -> Tensor:
         """The scales that reach as far as the weights, [channels]."""
         if self.pairs is not None:
             # Rounding adds a half to each of two.
-            signs = torch.stack((held.clamp(min=0), (-held).clamp(min=0)))
+            signs = torch.stack((reach.clamp(min=0), (-reach).clamp(min=0)))
             two = (
                 (signs[:, :, 0::2], signs[:, :, 1::2])
                 if self.pairs == "neighbours"
                 else signs.topk(2, 2).values.unbind(2)
             )
-            held = (two[0] + two[1]).amax(0)
-        peak = held.abs().transpose(0, self.ch_axis).flatten(1).amax(1)
+            reach = (two[0] + two[1]).amax(0)
+        peak = reach.abs().transpose(0, self.ch_axis).flatten(1).amax(1)
         floor = (peak.amax() * _LEAST_CHANNEL).clamp_min(_TINY)
         scale: Tensor = torch.maximum(peak, floor) / self.quant_max
         return scale

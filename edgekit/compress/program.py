@@ -229,10 +229,8 @@ class QuantizedProgram:
         for node in self.module.graph.nodes:
             if node.op != "call_function" or node.target not in CONVOLUTIONS:
                 continue
-            read, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-            assert isinstance(read, Node)
-            name = self.parameter(read)
-            shape = behind(read).meta["val"].shape
+            name, own = self.named(node)
+            shape = behind(node.args[1]).meta["val"].shape
             inputs = shape[1] * shape[2] * shape[3]
             if CONVOLUTIONS[node.target] == 1:
                 # [in, out / groups, h, w]: of its taps an output sees those that its place in the stride leaves.
@@ -240,9 +238,14 @@ class QuantizedProgram:
                 groups = node.args[6] if len(node.args) > 6 else 1
                 inputs = shape[0] // groups * shape[2] * shape[3] / (stride[0] * stride[1])
             if name is not None:
-                own = self.parameter(bias) if isinstance(bias, Node) else None
                 found.setdefault(name, Kernel(name, own, float(inputs)))
         return list(found.values())
+
+    def named(self, convolution: Node) -> tuple[str | None, str | None]:
+        """The names of a convolution's weight and bias, as `parameter` has them."""
+        read, bias = convolution.args[1], convolution.args[2] if len(convolution.args) > 2 else None
+        assert isinstance(read, Node)
+        return self.parameter(read), self.parameter(bias) if isinstance(bias, Node) else None
 
     def parameter(self, node: Node) -> str | None:
         """The name of the parameter that a node reads, rounded or not; None where it is another tensor.

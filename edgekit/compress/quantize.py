@@ -65,7 +65,7 @@ def quantize(
     rounded: dict[str, float] = {}
     if not settings.steps and settings.rounding == "together":
         rounded = round_together(program, teacher, observed, progress or silent)
-        after = evaluate(program, tiles, sigmas)
+        after = evaluate(program, tiles, sigmas) if rounded else calibrated
     if settings.steps:
         run = fingerprint(
             observed, model, scheme={**asdict(scheme), "wide": sorted(scheme.wide)}, **settings.model_dump()

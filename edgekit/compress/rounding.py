@@ -24,6 +24,7 @@ from torch.fx import Interpreter, Node
 
 from edgekit.compress.annotate import CONVOLUTIONS
 from edgekit.compress.batches import Batch, Progress, silent
+from edgekit.compress.bias_correction import outputs
 from edgekit.compress.fake_quant import ChannelWeights
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.share import own_error
@@ -64,24 +65,22 @@ def round_together(
     corrected = program.corrected
     chosen, held_out = _Moments(program), _Moments(program)
     with program.in_float(), torch.no_grad():
-        for batch in observed:
-            error = own_error(model(batch.noisy, batch.sigma), batch.clean)
-            (held_out if batch is observed[-1] else chosen).look(batch, 1 / error)
+        for moments, batches in ((chosen, observed[:-1]), (held_out, observed[-1:])):
+            for batch in batches:
+                moments.look(batch, 1 / own_error(model(batch.noisy, batch.sigma), batch.clean))
     found = {}
     for done, (quantizer, seen) in enumerate(chosen.seen.items(), 1):
         weight = program.module.get_parameter(seen.weight).detach()
-        centred = corrected and seen.bias is not None
-        quantizer(weight)  # sets the scale
-        scale = _along(quantizer.scale, weight)
-        integers = _descend(quantizer, weight, seen, centred=centred)
-        nearest = (weight / scale).round().clamp(quantizer.quant_min, quantizer.quant_max)
-        mean = seen.mean if centred else None
-        before, after = (held_out.seen[quantizer].error(weight - scale * q, mean) for q in (nearest, integers))
+        bias = seen.bias if corrected else None
+        nearest = quantizer(weight)  # sets the scale, too
+        rounded = _along(quantizer.scale, weight) * _descend(quantizer, weight, seen, centred=bias is not None)
+        mean = None if bias is None else seen.mean
+        before, after = (held_out.seen[quantizer].error(weight - made, mean) for made in (nearest, rounded))
         if after < before:
             program.shift_back(quantizer)
-            if centred and seen.bias is not None:
-                program.shift(quantizer, seen.bias, _outputs(scale * integers - weight, seen.mean))
-            weight.copy_(scale * integers)
+            if bias is not None:
+                program.shift(quantizer, bias, outputs((rounded - weight).double(), seen.mean))
+            weight.copy_(rounded)
             quantizer.hold()
             found[seen.weight.removesuffix(".weight")] = round(after / before, 4)
         progress(done, len(chosen.seen), "rounding")
@@ -146,15 +145,18 @@ class _Moments(Interpreter):
 
     def add(self, quantizer: ChannelWeights, node: Node) -> None:
         arguments, _ = self.fetch_args_kwargs_from_env(node)
-        read, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
-        assert isinstance(read, Node)
-        name = self.program.parameter(read)
         x, weight = arguments[:2]
         given: list[Any] = list(arguments[3:])
         stride, padding, dilation, groups = given + [[1, 1], [0, 0], [1, 1], 1][len(given) :]
         inputs = weight.shape[1] * weight.shape[2] * weight.shape[3]
-        if name is None or inputs > _MOST_INPUTS or isinstance(padding, str):
+        if inputs > _MOST_INPUTS or isinstance(padding, str):
             return
+        if quantizer not in self.seen:
+            name, bias = self.program.named(node)
+            if name is None:
+                return
+            nothing = torch.zeros(groups, inputs, inputs, dtype=torch.float64)
+            self.seen[quantizer] = _Seen(name, bias, nothing, nothing[:, 0].clone(), 0.0)
         places: Tensor | None = None
         drawn = []
         for image in x.split(1):  # all windows of a batch may be gigabytes
@@ -166,12 +168,8 @@ class _Moments(Interpreter):
         # Where a network folds something else into the batch, no image is known to be more important.
         weights = self.weights if len(self.weights) == len(x) else torch.full((len(x),), 1 / len(x)).double()
         heavy = columns * weights.view(-1, 1, 1, 1)
-        second = torch.einsum("ngkl,ngjl->gkj", heavy, columns)
-        if quantizer not in self.seen:
-            own = self.program.parameter(bias) if isinstance(bias, Node) else None
-            self.seen[quantizer] = _Seen(name, own, torch.zeros_like(second), second.new_zeros(groups, inputs), 0.0)
         seen = self.seen[quantizer]
-        seen.second += second
+        seen.second += torch.einsum("ngkl,ngjl->gkj", heavy, columns)
         seen.first += heavy.sum((0, 3))
         seen.count += float(columns.shape[3])
 
@@ -238,9 +236,3 @@ def _beside(wanted: Tensor, others: Tensor, high: int) -> Tensor:
 def _along(scale: Tensor, weight: Tensor) -> Tensor:
     """Scales of output channels, in the shape that multiplies a kernel [out, in / groups, h, w]."""
     return scale.view(-1, *[1] * (weight.dim() - 1))
-
-
-def _outputs(error: Tensor, mean: Tensor) -> Tensor:
-    """What errors of weights add to the output on average, [out]; mean [groups, inputs]."""
-    blocks = error.double().reshape(len(mean), -1, mean.shape[1]) @ mean[:, :, None]
-    return blocks.flatten().to(error.dtype)
