@@ -19,5 +19,9 @@ def optimizer(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.op
     """
     # The fused kernel unscales gradients itself, which float16's loss scaling cannot be clipped with.
     fused = settings.precision != "16-mixed"
-    kind = Muon if settings.optimizer == "muon" else torch.optim.AdamW
-    return kind(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=fused)
+    shared: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": fused}
+    if settings.optimizer == "muon":
+        # In the arithmetic that the run has chosen anyway: in float32 two processes stay within 1e-7 of one.
+        arithmetic = torch.bfloat16 if settings.precision == "bf16-mixed" else torch.float32
+        return Muon(groups, arithmetic=arithmetic, **shared)
+    return torch.optim.AdamW(groups, **shared)
