@@ -33,14 +33,18 @@ def preset(name: str) -> str:
     if name in names() or name not in shipped():
         return name
     header = metadata(name)
-    given = {**json.loads(header["config"]), "channels": None}
+    return _named(header["arch"], json.loads(header["config"])) or name
+
+
+def _named(arch: str, config: Mapping[str, Any]) -> str | None:
+    """The model name of an architecture and its arguments, if they have one."""
     for known in names():
         with torch.device("meta"):
             model = create(known)
         # Whether gray or colour is no part of the name.
-        if model.arch == header["arch"] and {**model.config(), "channels": None} == given:
+        if model.arch == arch and {**model.config(), "channels": None} == {**config, "channels": None}:
             return known
-    return name
+    return None
 
 
 def load(source: str | Path, model: str | DenoiserModel | None = None, **overrides: Any) -> DenoiserModel:
@@ -64,7 +68,7 @@ def load(source: str | Path, model: str | DenoiserModel | None = None, **overrid
         target = create(model, **overrides)
     else:
         target = _from_header(path, header)
-    _fill(target, state, path, f"{target.arch} {target.config()}")
+    _fill(target, state, path, f"{target.arch} {target.config()}", header)
     return target.eval()
 
 
@@ -73,7 +77,8 @@ def fill(module: nn.Module, path: Path, name: str) -> None:
 
     Raises: CheckpointError: the file cannot be read, does not fit, or holds NaN or infinity.
     """
-    _fill(module, _read(_find(path))[0], path, name)
+    state, header = _read(_find(path))
+    _fill(module, state, path, name, header)
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
@@ -214,7 +219,7 @@ def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
         raise CheckpointError(f"{path}: its header does not describe a model ({error})") from error
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) -> None:
+def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, header: Mapping[str, str]) -> None:
     wanted = model.state_dict()
     problems = []
     if missing := sorted(wanted.keys() - state.keys()):
@@ -229,10 +234,22 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str) 
     if wrong:
         problems.append(_some(wrong))
     if problems:
-        raise CheckpointError(f"{path} does not fit {name}: {'; '.join(problems)}")
+        raise CheckpointError(f"{path} does not fit {name}: {'; '.join(problems)}{_belongs(path, header)}")
     _check_finite(state, path)
     # assign: a model on the meta device has nothing to copy into.
     model.load_state_dict({k: _cast(v, torch.float32) for k, v in state.items()}, assign=_is_meta(model))
+
+
+def _belongs(path: Path, header: Mapping[str, str]) -> str:
+    """What the file itself says that it holds, for the message that it does not fit."""
+    if "arch" not in header or "config" not in header:
+        return ""
+    owner = _from_header(path, header)
+    named = _named(owner.arch, owner.config())
+    if named is None:
+        return f"; its header says {owner.arch} {owner.config()}"
+    colour = "gray" if owner.channels == 1 else "colour"
+    return f"; these are weights of {named} for {colour} images: use that model"
 
 
 def _cast(value: Tensor, kind: torch.dtype) -> Tensor:
