@@ -1,49 +1,50 @@
-"""A loss on the features of a network that learned to see: VGG, with weights that the user has."""
+"""Losses on the features of a network that learned to see: VGG, with weights that the user has."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import resources
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgekit.errors import CheckpointError, RecipeError
 from edgekit.losses import Loss
 from edgekit.models import checkpoints
+from edgekit.vgg import Vgg
 
-# What a recipe calls this loss.
-NAME = "feature"
-# Blocks between poolings that are looked at: later ones tell what is shown, not how sharp.
+# Of VggFeatures, blocks between poolings that are looked at: later ones tell what is shown, not how sharp.
 _BLOCKS = 3
-# Mean and deviation of ImageNet's colours, which VGG's weights expect.
-_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_KEY = re.compile(r"(?:^|\.)features\.(\d+)\.(weight|bias)$")
+# The convolutions of VGG-16, block by block.
+_VGG16 = [[64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3]
+# Keeps the length of a feature of zeros from dividing by 0, as torchmetrics has it.
+_NOTHING = 1e-8
 
 
 def learned(mix: Mapping[str, float], weights: Path | None) -> dict[str, Loss]:
-    """The feature loss by its name, if a mix of losses asks for it.
+    """The losses of a mix that have weights of their own, by name.
 
     Args:
         mix: weights of the losses by name.
         weights: the file of the network's weights.
-    Raises: RecipeError: it is asked for without weights, or weights are given without it. What `VggFeatures` raises.
+    Raises: RecipeError: one is asked for without weights, or weights are given without one. What `VggFeatures` and
+        `Lpips` raise.
     """
-    if NAME not in mix:
+    asked = [name for name in KINDS if name in mix]
+    if not asked:
         if weights is not None:
             raise RecipeError(
-                f"feature_weights is {str(weights)!r}, but the loss has no part 'feature': give it one, "
+                f"feature_weights is {str(weights)!r}, but the loss has no part 'feature' or 'lpips': give it one, "
                 "e.g. loss: {l1: 1.0, feature: 0.05}, or leave feature_weights out"
             )
         return {}
     if weights is None:
         raise RecipeError(
-            "the loss 'feature' needs the weights of a VGG, which edgekit does not download: name a file that you "
-            "have, e.g. feature_weights: vgg16.pth (torchvision's state dict), or take 'feature' out of loss"
+            f"the loss {asked[0]!r} needs the weights of a VGG, which edgekit does not download: name a file that you "
+            f"have, e.g. feature_weights: vgg16.pth (torchvision's state dict), or take {asked[0]!r} out of loss"
         )
-    return {NAME: VggFeatures(weights)}
+    return {name: KINDS[name](weights) for name in asked}
 
 
 class VggFeatures:
@@ -51,53 +52,56 @@ class VggFeatures:
 
     The mean absolute difference after the last ReLU of each of the first three blocks, averaged over the blocks.
 
-    Source: Johnson et al. 2016, arXiv:1603.08155; the network is that of Simonyan and Zisserman 2015, arXiv:1409.1556.
+    Source: Johnson et al. 2016, arXiv:1603.08155.
     """
 
     def __init__(self, weights: Path) -> None:
-        """Read the convolutions of a torchvision VGG without batch norm: `features.0.weight`, `features.0.bias`, ...
-
-        The numbers in the names tell the network: between a convolution and the next one lies a ReLU, and where one
-        more number is left out, a pooling by 2.
-
-        Raises: CheckpointError: no such file, or not the weights of such a network.
-        """
-        state = checkpoints.state_dict(weights)
-        found: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
-            if match := _KEY.search(key):
-                found.setdefault(int(match[1]), {})[match[2]] = tensor.float()
-        places = sorted(found)
-        gaps = [after - before for before, after in zip(places, places[1:], strict=False)]
-        whole = all(len(part) == 2 and part["weight"].dim() == 4 for part in found.values())
-        if not places or places[0] != 0 or set(gaps) - {2, 3} or not whole or found[0]["weight"].shape[1] != 3:
-            raise CheckpointError(
-                f"{weights} is no VGG without batch norm: expected a torchvision state dict with features.0.weight "
-                "[64, 3, 3, 3], features.0.bias, features.2.weight, ... (vgg11, vgg13, vgg16, vgg19)"
-            )
-        self._blocks: list[nn.ModuleList] = [nn.ModuleList()]
-        for gap, place in zip([2, *gaps], places, strict=True):
-            if gap == 3:
-                self._blocks.append(nn.ModuleList())
-            self._blocks[-1].append(_convolution(**found[place]))
-        self._blocks = self._blocks[:_BLOCKS]
+        """Read the weights. Raises: what `Vgg` raises."""
+        self._vgg = Vgg(weights)
 
     def __call__(self, output: Tensor, target: Tensor) -> Tensor:
-        """The distance of each image, [N]; images [N, C, H, W] in 0..1, gray ones are shown in three channels."""
+        """The distance of each image, [N]; images [N, C, H, W] in 0..1."""
         count = output.shape[0]
-        both = torch.cat([output, target]).float()
-        mean, deviation = (both.new_tensor(v)[:, None, None] for v in (_MEAN, _DEVIATION))
-        seen = (both.expand(-1, 3, -1, -1) - mean) / deviation
+        blocks = list(self._vgg.features(torch.cat([output, target]), _BLOCKS))
         total = output.new_zeros(count)
-        for k, block in enumerate(self._blocks):
-            seen = F.max_pool2d(seen, 2) if k else seen
-            for convolution in block.to(seen.device):
-                seen = F.relu(convolution(seen))
+        for seen in blocks:
             total = total + (seen[:count] - seen[count:]).abs().flatten(1).mean(1)
-        return total / len(self._blocks)
+        return total / len(blocks)
 
 
-def _convolution(weight: Tensor, bias: Tensor) -> nn.Conv2d:
-    layer = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], padding=weight.shape[2] // 2)
-    layer.load_state_dict({"weight": weight, "bias": bias})
-    return layer.requires_grad_(False)
+class Lpips:
+    """LPIPS, the distance in the features of VGG-16 that was fitted to what people see.
+
+    At each position features are brought to length 1, squared differences are weighted channel by channel and averaged
+    over the image; the five blocks are summed. The fitted weights come with torchmetrics, VGG's own are the user's.
+
+    Source: Zhang et al. 2018, arXiv:1801.03924, version 0.1.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        """Read the weights. Raises: what `Vgg` raises. CheckpointError: the weights of another VGG than VGG-16."""
+        self._vgg = Vgg(weights)
+        if self._vgg.shape != _VGG16:
+            raise CheckpointError(
+                f"{weights} holds a VGG of {sum(map(len, self._vgg.shape))} convolutions of widths {self._vgg.shape}: "
+                "the loss 'lpips' was fitted to VGG-16, take torchvision's vgg16"
+            )
+        fitted = resources.files("torchmetrics") / "functional" / "image" / "lpips_models" / "vgg.pth"
+        with resources.as_file(fitted) as path:
+            state = checkpoints.state_dict(path)
+        self._weights = [state[f"lin{k}.model.1.weight"] for k in range(len(_VGG16))]
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        """The distance of each image, [N]; images [N, C, H, W] in 0..1."""
+        count = output.shape[0]
+        total = output.new_zeros(count)
+        both = self._vgg.features(torch.cat([output, target]), len(_VGG16))
+        for seen, weight in zip(both, self._weights, strict=True):
+            even = seen / (seen.square().sum(1, keepdim=True) + _NOTHING).sqrt()
+            difference = (even[:count] - even[count:]).square() * weight.to(seen.device)
+            total = total + difference.sum(1).flatten(1).mean(1)
+        return total
+
+
+# By the names that a recipe calls them.
+KINDS: dict[str, Callable[[Path], Loss]] = {"feature": VggFeatures, "lpips": Lpips}

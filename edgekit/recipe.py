@@ -157,9 +157,9 @@ class TrainSettings(Settings):
     batch: PositiveInt = 8
     patch: PositiveInt = 96
     accumulate: PositiveInt = 1
-    # Weights of l1, mse, charbonnier, frequency and feature, which may be mixed.
+    # Weights of l1, mse, charbonnier, frequency, feature and lpips, which may be mixed.
     loss: dict[str, float] = {"l1": 1.0}
-    # For the loss "feature": a VGG's weights, a state dict as torchvision has it.
+    # For the losses "feature" and "lpips": a VGG's weights (for lpips VGG-16's), a state dict as torchvision has it.
     feature_weights: Path | None = None
     # Divide each image's loss by (sigma + 5) in 8-bit units, so that low noise counts as much as high.
     # Off: for L1, whose gradient does not shrink with the error, it hands low noise most of the say.

@@ -11,7 +11,7 @@ import torch
 
 from edgekit import feature_loss, losses
 from edgekit.errors import CheckpointError, RecipeError, UnknownNameError
-from edgekit.feature_loss import VggFeatures
+from edgekit.feature_loss import Lpips, VggFeatures
 from edgekit.recipe import TrainSettings, make
 
 
@@ -97,7 +97,7 @@ def test_a_mix_with_features(vgg: Path) -> None:
 def test_features_need_weights_that_the_user_has(tmp_path: Path, vgg: Path) -> None:
     with pytest.raises(RecipeError, match="needs the weights of a VGG, .* does not download: .*feature_weights: vgg16"):
         feature_loss.learned({"feature": 1.0}, None)
-    with pytest.raises(RecipeError, match="the loss has no part 'feature'"):
+    with pytest.raises(RecipeError, match="the loss has no part 'feature' or 'lpips'"):
         feature_loss.learned({"l1": 1.0}, vgg)
     assert feature_loss.learned({"l1": 1.0}, None) == {}
     with pytest.raises(CheckpointError, match=r"missing\.pth"):
@@ -105,6 +105,66 @@ def test_features_need_weights_that_the_user_has(tmp_path: Path, vgg: Path) -> N
     torch.save({"features.0.weight": torch.zeros(8, 1, 3, 3)}, tmp_path / "other.pth")
     with pytest.raises(CheckpointError, match=r"other\.pth is no VGG without batch norm: expected a torchvision"):
         feature_loss.learned({"feature": 1.0}, tmp_path / "other.pth")
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG-16 of random weights, with torchvision's names: features keep their size from block to block."""
+    generator = torch.Generator().manual_seed(0)
+    state, place, inputs = {}, 0, 3
+    for width, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        for _ in range(convolutions):
+            spread = (2 / (9 * inputs)) ** 0.5
+            state[f"features.{place}.weight"] = spread * torch.randn(width, inputs, 3, 3, generator=generator)
+            state[f"features.{place}.bias"] = 0.1 * torch.randn(width, generator=generator)
+            place, inputs = place + 2, width
+        place += 1  # the pooling
+    path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
+    torch.save(state, path)
+    return path
+
+
+def test_lpips_is_that_of_torchmetrics(vgg16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchmetrics.functional.image import lpips
+
+    def features(name: str, pretrained: bool) -> torch.nn.Sequential:
+        """What torchvision, which is not installed, would give: the same network with the test's weights."""
+        state = torch.load(vgg16, weights_only=True)
+        layers = []
+        for place in range(31):
+            weight = state.get(f"features.{place}.weight")
+            if weight is not None:
+                layers.append(torch.nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1))
+                layers[-1].load_state_dict({"weight": weight, "bias": state[f"features.{place}.bias"]})
+            else:
+                # After a ReLU that no convolution follows directly there is a pooling.
+                pools = place and isinstance(layers[-1], torch.nn.ReLU)
+                layers.append(torch.nn.MaxPool2d(2) if pools else torch.nn.ReLU())
+        return torch.nn.Sequential(*layers)
+
+    monkeypatch.setattr(lpips, "_get_tv_model_features", features)
+    theirs = lpips._LPIPS(net="vgg")
+    target, output = images(side=48), images(side=48).flip(3)
+    found = Lpips(vgg16)(output, target)
+    assert (found > 0.01).all()
+    torch.testing.assert_close(found, theirs(output, target, normalize=True).flatten())
+    assert torch.equal(Lpips(vgg16)(target, target), torch.zeros(2))
+
+
+def test_lpips_teaches_and_takes_gray(vgg16: Path) -> None:
+    target = images(1, channels=1, side=32)
+    output = target.flip(2).requires_grad_()
+    Lpips(vgg16)(output, target).sum().backward()
+    assert output.grad is not None
+    assert output.grad.isfinite().all()
+    assert output.grad.abs().sum() > 0
+
+
+def test_lpips_needs_vgg16(vgg: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"vgg\.pth holds a VGG of 4 convolutions .* take torchvision's vgg16"):
+        feature_loss.learned({"lpips": 1.0}, vgg)
+    with pytest.raises(RecipeError, match="the loss 'lpips' needs the weights of a VGG, .* take 'lpips' out of loss"):
+        feature_loss.learned({"l1": 1.0, "lpips": 1.0}, None)
 
 
 def test_an_unknown_loss_is_named() -> None:
