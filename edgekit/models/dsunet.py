@@ -32,6 +32,8 @@ SMALL: dict[str, Any] = {
             "sigma_level": 1,
         },
         "dsunet-s": SMALL,
+        # What the first and last convolution of a gray image need less goes into two more blocks.
+        "dsunet-s-gray": {**SMALL, "middle": [160] * 4 + [120] * 2, "channels": 1},
         "dsunet-m": {
             "widths": [40, 80, 128],
             "encoder": [[], [192] * 2],

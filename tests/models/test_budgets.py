@@ -13,7 +13,11 @@ def test_macs_per_pixel(name: str, limit: int, channels: int) -> None:
     assert models.create(name, channels=channels).macs_per_pixel() <= limit
 
 
-@pytest.mark.parametrize("name", ["dsunet-n", "dsunet-s"])
+def test_gray_spends_on_blocks_what_its_ends_save() -> None:
+    assert 8_500 < models.create("dsunet-s-gray").macs_per_pixel() <= 9_000
+
+
+@pytest.mark.parametrize("name", ["dsunet-n", "dsunet-s", "dsunet-s-gray"])
 def test_halo(name: str) -> None:
     assert models.create(name).halo <= 40
 
