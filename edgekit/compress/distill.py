@@ -63,7 +63,7 @@ def distill(
     _validate(student, teacher, settings)
     began = time.perf_counter()
     before = evaluate(student, tiles, sigmas)
-    trained = copy.deepcopy(student)
+    trained = copy.deepcopy(student).requires_grad_(True)
     losses = _train(trained, teacher, settings, batches, progress or silent, checkpoint, cache)
     trained.train(student.training)
     size = Size(student.macs_per_pixel(), student.parameter_count())

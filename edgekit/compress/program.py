@@ -307,7 +307,8 @@ def export(model: DenoiserModel) -> GraphModule:
     noisy, sigma = torch.rand(2, model.channels, side, side + model.stride), torch.rand(2)
     free = torch.export.Dim.AUTO
     shapes = {"noisy": {0: free, 2: free, 3: free}, "sigma": {0: free}}
-    module = copy.deepcopy(model).eval()
+    # What is frozen outside - an average of weights is - would not learn here, and nothing would say so.
+    module = copy.deepcopy(model).eval().requires_grad_(True)
     program = torch.export.export(module, (noisy, sigma), dynamic_shapes=shapes)
     graph = program.module()
     if not isinstance(graph, GraphModule):

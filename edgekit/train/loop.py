@@ -26,7 +26,7 @@ from edgekit.models.base import DenoiserModel
 from edgekit.precision import resolve
 from edgekit.recipe import TrainSettings
 from edgekit.schedule import cosine
-from edgekit.train import neighbours, noise
+from edgekit.train import neighbours, noise, told
 from edgekit.train.ema import WeightAverage
 from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
@@ -116,6 +116,11 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
             raise RecipeError(
                 f"patch is {settings.patch}: the {role} {network.arch} takes multiples of {network.stride}"
             )
+    if settings.noise.level == "auto" and settings.patch < told.LEAST_SIDE and not source.paired:
+        raise RecipeError(
+            f"patch is {settings.patch}: noise.level auto is read from {told.LEAST_SIDE} pixels on; use a larger "
+            "patch, or noise.level rms"
+        )
     if settings.patience and not source.held_out:
         raise RecipeError(
             f"patience is {settings.patience}, but no image is held out to validate on: set validation_share above 0"
@@ -216,7 +221,8 @@ class _Run:
         weights = self.best["weights"] if self.settings.patience else None
         if weights:
             self.average.model.load_state_dict(weights)
-        return self.average.model.to("cpu")
+        # The average was not to learn; what is returned may.
+        return self.average.model.requires_grad_(True).to("cpu")
 
     def sampler(self, **part: int) -> Callable[[int], Batch]:
         if self.replay is None:

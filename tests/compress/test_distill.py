@@ -53,6 +53,14 @@ def test_a_garbage_teacher_gives_a_worse_student_than_a_good_one(seed: int) -> N
     assert results["good"] > results["garbage"] + 1
 
 
+def test_a_frozen_student_learns_as_any_other() -> None:
+    ends = [
+        distill(tiny_student().requires_grad_(learns), Blur(), QUICK, SmoothBatches(), smooth_tiles())[0]
+        for learns in (True, False)
+    ]
+    assert_same_weights(ends[0], weights_of(ends[1]))
+
+
 def test_training_on_clean_images_alone_needs_no_teacher() -> None:
     settings = DistillSettings(steps=80, cache_batches=16, learning_rate=4e-3)
     _, record = distill(tiny_student(), None, settings, SmoothBatches(), smooth_tiles(2))

@@ -69,6 +69,16 @@ def tiny() -> DenoiserModel:
     return model.eval()
 
 
+def test_a_frozen_model_learns_as_any_other() -> None:
+    # As an average of weights is, which `edgekit.train` and `finetune` hand over.
+    free, frozen = (run(tiny().requires_grad_(learns), steps=6)[0] for learns in (True, False))
+    at_first = QuantizedProgram(tiny(), SCHEME, RANGE).module.state_dict()
+    ends = frozen.module.state_dict()
+    for name, _ in tiny().named_parameters():
+        assert torch.equal(free.module.state_dict()[name], ends[name]), name
+        assert not torch.equal(at_first[name], ends[name]), name
+
+
 def test_qat_beats_calibration_alone() -> None:
     model = load("dsunet-s")
     kept = {name: value.clone() for name, value in model.state_dict().items()}
