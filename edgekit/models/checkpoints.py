@@ -13,14 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.errors import CheckpointError, EdgekitError, UnknownNameError
+from edgekit.errors import CheckpointError, EdgekitError, RecipeError, UnknownNameError
 from edgekit.models.base import DenoiserModel
 from edgekit.models.registry import build, create, names
 
 _FOLDER = Path(__file__).parent / "weights"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 # Where the training codes of this field put the weights in a file that also holds other things; the average first.
-_NESTED = ("ema", "params_ema", "params", "state_dict", "model")
+_NESTED = ("ema", "params_ema", "shadow", "params", "state_dict", "model_state_dict", "model", "net")
+# What DataParallel, torch.compile and a module around the network put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 
 
 def shipped() -> dict[str, Path]:
@@ -58,9 +60,16 @@ def load(source: str | Path, model: str | DenoiserModel | None = None, **overrid
         overrides: constructor arguments for a `model` given by name.
     Raises:
         UnknownNameError: no such shipped name or model.
+        RecipeError: overrides without a model's name: they would change nothing.
         CheckpointError: the file cannot be read, does not fit the model, or holds NaN or infinity.
     """
     path = _find(source)
+    if overrides and not isinstance(model, str):
+        given = ", ".join(f"{key}={value!r}" for key, value in overrides.items())
+        raise RecipeError(
+            f"{given} is for a model given by name: name it, e.g. models.load({str(source)!r}, 'dsunet-s', {given}), "
+            "or leave it out: the weights say what they are of"
+        )
     state, header = _read(path)
     if isinstance(model, DenoiserModel):
         target = model
@@ -192,23 +201,42 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # on damaged files torch's readers raise whatever they run into
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError(f"{path} is no whole PyTorch file ({reason}): it was cut short or altered") from error
-    while isinstance(content, Mapping):
-        nested = next((key for key in _NESTED if isinstance(content.get(key), Mapping)), None)
-        if nested is None:
+    found = _tensors(content)
+    if found is None:
+        keys = [repr(key) for key in content] if isinstance(content, Mapping) else []
+        held = f"a mapping of {_some(keys)}" if keys else type(content).__name__
+        raise CheckpointError(
+            f"{path} holds no state dict but {held}: expected a mapping from parameter names to tensors, at the top or "
+            f"under {', '.join(_NESTED)}; write one with torch.save(model.state_dict(), ...)"
+        )
+    return found
+
+
+def _tensors(content: object) -> dict[str, Tensor] | None:
+    """The first mapping of nothing but tensors, at the top or where training codes put one."""
+    if not isinstance(content, Mapping) or not content:
+        return None
+    if all(isinstance(value, Tensor) for value in content.values()):
+        return dict(content)
+    return next((found for key in _NESTED if (found := _tensors(content.get(key))) is not None), None)
+
+
+def _bare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state without the prefixes that all its names have and none of the model's."""
+    while state and not state.keys() & wanted.keys():
+        prefix = next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None)
+        if prefix is None:
             break
-        content = content[nested]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        raise CheckpointError(f"{path} holds no state dict: expected a mapping from parameter names to tensors")
-    if all(key.startswith("module.") for key in content):  # what DataParallel adds
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return dict(content)
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
     if "arch" not in header or "config" not in header:
         raise CheckpointError(
-            f"{path} does not say which architecture it belongs to: name it, e.g. model='ffdnet-color' "
-            "(files written by edgekit say so themselves)"
+            f"{path} does not say which architecture it belongs to: where a model can be named, name it (--model "
+            f"ffdnet-color --weights {path}, in Python model='ffdnet-color'); for a teacher write it once as a file "
+            f"that says so, models.save(Path('mine.safetensors'), models.load({str(path)!r}, 'ffdnet-color'))"
         )
     try:
         config = json.loads(header["config"])
@@ -221,6 +249,7 @@ def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, header: Mapping[str, str]) -> None:
     wanted = model.state_dict()
+    state = _bare(state, wanted)
     problems = []
     if missing := sorted(wanted.keys() - state.keys()):
         problems.append(f"missing {_some(missing)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from edgekit import models
-from edgekit.errors import CheckpointError, UnknownNameError
+from edgekit.errors import CheckpointError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints
 from edgekit.models.base import DenoiserModel
 
@@ -75,6 +76,30 @@ def test_a_bare_state_dict_needs_a_name(small: DenoiserModel, tmp_path: Path) ->
     torch.save(small.state_dict(), tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"does not say which architecture .* model='ffdnet-color'"):
         models.load(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"model_state_dict": state, "epoch": 3},
+        lambda state: {"net": state},
+        lambda state: {"ema": {"decay": 0.999, "shadow": state}, "step": 1},
+        # A mapping that holds no weights does not hide those beside it.
+        lambda state: {"ema": {"decay": 0.999}, "state_dict": state},
+        lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
+        lambda state: {"state_dict": {f"model.{key}": value for key, value in state.items()}},
+    ],
+)
+def test_as_training_codes_write_them(small: DenoiserModel, tmp_path: Path, wrap: Callable[..., object]) -> None:
+    torch.save(wrap(small.state_dict()), tmp_path / "w.pth")
+    loaded = models.load(tmp_path / "w.pth", models.create("dsunet-n", widths=[8, 8], middle=[16]))
+    for key, value in small.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_arguments_without_a_name_would_change_nothing() -> None:
+    with pytest.raises(RecipeError, match=r"channels=1 is for a model given by name: .*'dsunet-n', 'dsunet-s', channe"):
+        models.load("dsunet-n", channels=1)
 
 
 def test_missing_and_unexpected_keys(small: DenoiserModel, tmp_path: Path) -> None:
@@ -155,7 +180,7 @@ def test_truncated_files(small: DenoiserModel, tmp_path: Path, suffix: str, keep
 @pytest.mark.parametrize("content", [{}, [1, 2], {"a": torch.zeros(2), "b": 3}, torch.zeros(3)])
 def test_files_that_hold_something_else(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match="no state dict"):
+    with pytest.raises(CheckpointError, match=r"no state dict but .* torch.save\(model.state_dict"):
         models.load(tmp_path / "w.pth", "dsunet-n")
 
 
