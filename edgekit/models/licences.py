@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,16 +58,18 @@ def of_weights(source: str | Path) -> Terms:
     """The terms of weights, or of a network of another library.
 
     Args:
-        source: a shipped name, a weight file, or what `importers.accepts`. Where a file's header states none,
-            `FILE.licence.yaml` beside it may.
+        source: a shipped name, a weight file, or what `importers.accepts`. Where a file's header does not say what it
+            may be used for, `FILE.licence.yaml` beside it may.
     Raises: CheckpointError, UnknownNameError: the file cannot be read, or is none. DataError: a wrong licence file.
     """
     path = Path(str(source).rpartition(":")[0] if ".py:" in str(source) else source)
     known = str(source) in checkpoints.shipped() or path.suffix == ".safetensors"
     header = checkpoints.metadata(source) if known else {}
-    if "licence" in header or "use" in header:
-        return of_header(header)
-    return stated(path.with_name(f"{path.name}.{FILE}")) or Terms(NOT_STATED, UNKNOWN)
+    said = of_header(header) if "licence" in header or "use" in header else Terms(NOT_STATED, UNKNOWN)
+    if said.use != UNKNOWN:
+        return said
+    beside = stated(path.with_name(f"{path.name}.{FILE}"))
+    return said if beside is None else replace(beside, trained_on=said.trained_on)
 
 
 def of_header(header: Mapping[str, str]) -> Terms:

@@ -82,6 +82,17 @@ def test_what_is_not_free_is_named_with_a_way_out(shelf: Path) -> None:
         licences.check_clean({"weights": ("w.pth", licences.of_weights("w.pth"))})
 
 
+def test_a_file_beside_the_weights_says_what_their_header_does_not(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    models.save(path, models.create("dsunet-n"), {"licence": "w.pth: not stated", "use": "unknown", "trained_on": "x"})
+    assert licences.of_weights(path).use == "unknown"
+    (tmp_path / "w.safetensors.licence.yaml").write_text("licence: CC0\nuse: any\n")
+    assert licences.of_weights(path) == Terms("CC0", "any", "x")
+    # What it does say, a file beside it cannot take back.
+    models.save(path, models.create("dsunet-n"), {"licence": "research", "use": "non-commercial"})
+    assert licences.of_weights(path).use == "non-commercial"
+
+
 def test_shipped_weights_may_have_a_name_beside_their_models(shelf: Path) -> None:
     assert checkpoints.preset("dsunet-s-free") == "dsunet-s"
     assert checkpoints.preset("dsunet-s") == "dsunet-s"
