@@ -10,6 +10,16 @@ from edgekit.profile.folder import IsoProfile
 
 # Levels are drawn from a range somewhat wider than what was measured: other scenes, other temperatures.
 _WIDER = 1.5
+# Correlated noise: the weights that know it, and what they learned (edgekit/models/weights/dsunet-s-camera.yaml).
+CAMERA_MODEL = "dsunet-s-camera"
+CAMERA_NOISE: dict[str, Any] = {
+    "model": "camera",
+    "grain": [0.0, 2.0],
+    "chroma_grain": [0.0, 3.0],
+    "jpeg_share": 0.5,
+    "quality": [75, 98],
+    "level": "auto",
+}
 # Variance per unit of signal that a recipe takes at least.
 _LEAST_SHOT = 1e-6
 
@@ -18,7 +28,7 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     """The file's text.
 
     White noise is named by its shot and read noise as they were measured. What is correlated was read too low, so that
-    the camera model with its own ranges takes its place.
+    the camera model takes its place, with the ranges that the weights for photographs were trained on.
 
     Args:
         profiles: at least one.
@@ -31,7 +41,7 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     reads = [p.line.read for p in profiles]
     noise: dict[str, Any] = {"model": "poisson-gaussian"}
     if any(p.correlated for p in profiles):
-        noise = {"model": "camera", "quality": [75, 98]}
+        noise = CAMERA_NOISE
     else:
         noise["shot"] = [
             max(_LEAST_SHOT, round(min(shots) / _WIDER, 8)),
@@ -41,6 +51,7 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     levels = [round(p.sigma, 2) for p in profiles]
     content: dict[str, Any] = {
         "target": target,
+        **({"model": CAMERA_MODEL} if noise is CAMERA_NOISE else {}),
         "sigma": [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))],
         "noise": noise,
     }

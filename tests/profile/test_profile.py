@@ -120,6 +120,7 @@ def test_the_command_writes_a_chart_and_a_recipe_that_compress_takes(
 def test_correlated_noise_proposes_the_camera_model(tmp_path: Path) -> None:
     import torch
 
+    from edgekit import noise_header
     from edgekit.recipe import NoiseSettings
     from edgekit.train import noise
 
@@ -132,7 +133,11 @@ def test_correlated_noise_proposes_the_camera_model(tmp_path: Path) -> None:
     assert found.correlated
     assert found.sigma > found.line.level
     recipe = make(Recipe, yaml.safe_load(recipe_file.text([found], "shots", "openvino")))
-    assert (recipe.noise.model, recipe.target) == ("camera", "openvino")
+    assert (recipe.model, recipe.noise.model, recipe.target) == ("dsunet-s-camera", "camera", "openvino")
+    # The weights that it names were trained on this very noise.
+    known = noise_header.read(recipe.model)
+    assert known is not None
+    assert recipe.noise == known.model_copy(update={"sigma": recipe.noise.sigma, "device_share": 1.0})
     assert list(recipe.iso_sigma) == [3200]
     assert "correlated" in chart.render([found], "shots & <more>")
     assert "shots &amp; &lt;more&gt;" in chart.render([found], "shots & <more>")
