@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,13 +132,13 @@ def train(
         on_start=lambda: write_atomically(folder / RECIPE, recipe.encode()),
     )
     records = read_log(folder / LOG)
-    scores: dict[str, float] = {}
-    for record in records:
-        scores = {k: v for k, v in record.items() if k.startswith(("psnr", "ssim"))} or scores
+    scores = _scores(records, best=settings.patience > 0)
     if first():
         taught = [_terms(origin) for origin in (weights, teacher, settings.feature_weights) if origin is not None]
         terms = licences.combine(licences.Terms(source.licence, source.use), *taught)
-        header = {"licence": terms.licence, "use": terms.use, "trained_on": source.name, "edgekit": __version__}
+        began = "" if weights is None else _terms(weights).trained_on
+        seen = ", ".join(dict.fromkeys(filter(None, (began, source.name))))
+        header = {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__}
         added = not source.paired and settings.self_supervised == "none"
         if added:
             # So that compression takes the same.
@@ -146,6 +146,19 @@ def train(
         models.save(folder / WEIGHTS, trained, header)
     last: dict[str, Any] = records[-1] if records else {"step": settings.steps, "seconds": 0.0}
     return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores, first())
+
+
+def _scores(records: Sequence[Mapping[str, Any]], *, best: bool) -> dict[str, float]:
+    """What a log says of the weights that were written: the last validation, or the best one, as `fit` ranks them."""
+    found = [{k: v for k, v in record.items() if k.startswith(("psnr", "ssim"))} for record in records]
+    validated = [scores for scores in found if scores]
+    if not validated:
+        return {}
+
+    def psnr(scores: Mapping[str, float]) -> float:
+        return sum(value for name, value in scores.items() if name.startswith("psnr"))
+
+    return max(validated, key=psnr) if best else validated[-1]
 
 
 def _terms(origin: str | os.PathLike[str]) -> licences.Terms:

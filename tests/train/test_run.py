@@ -51,6 +51,23 @@ def test_what_a_run_leaves(folder: Path, quick: Quick, tmp_path: Path) -> None:
     assert (recipe.model, recipe.data, recipe.train, recipe.images) == ("dsunet-n", folder, quick(), 3)
 
 
+def test_scores_are_those_of_the_weights_that_are_written(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    # At such a rate it only gets worse: the best validation is not the last.
+    settings = quick(steps=40, validate_every=2, patience=2, learning_rate=0.5, warmup=0)
+    trained = train("dsunet-n", folder, settings, tmp_path / "run")
+    found = [r for r in read_log(tmp_path / "run" / "log.jsonl") if "psnr_25" in r]
+    means = [sum(v for k, v in r.items() if k.startswith("psnr")) for r in found]
+    best = found[means.index(max(means))]
+    assert best is not found[-1]
+    assert trained.scores == {k: v for k, v in best.items() if k in trained.scores}
+
+
+def test_what_the_first_weights_saw_is_not_forgotten(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    models.save(tmp_path / "w.safetensors", models.create("dsunet-n"), {"use": "any", "trained_on": "leaves"})
+    trained = train("dsunet-n", folder, quick(), tmp_path / "run", weights=tmp_path / "w.safetensors")
+    assert checkpoints.metadata(trained.path)["trained_on"] == f"leaves, {folder}"
+
+
 def test_the_recipe_repeats_the_run(folder: Path, quick: Quick, tmp_path: Path) -> None:
     first = train("dsunet-n", folder, quick(), tmp_path / "a")
     recipe = TrainRecipe.model_validate(yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text()))
