@@ -427,7 +427,7 @@ def _models(recipe: Recipe) -> tuple[DenoiserModel, DenoiserModel | None]:
     foreign = importers.accepts(recipe.model)
     original = importers.load(recipe.model, recipe.weights) if foreign else _load(source, name)
     if name in names():
-        _check_fits(original, name, str(source))
+        check_fits(original, name, str(source))
     if recipe.teacher in _NO_TEACHER_FILE:
         return original, _NO_TEACHER_FILE[recipe.teacher](original)
     teacher = _load(recipe.teacher)
@@ -447,7 +447,7 @@ def _load(source: str | Path, name: str | None = None) -> DenoiserModel:
     return checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else name)
 
 
-def _check_fits(loaded: DenoiserModel, name: str, source: str) -> None:
+def check_fits(loaded: DenoiserModel, name: str, source: str) -> None:
     """Weights of another model would be compressed under the wrong name. Widths of one's own are no other model."""
     named = create(name)
     # Whether gray or colour is no part of the name.

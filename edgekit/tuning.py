@@ -168,10 +168,19 @@ def _start(recipe: FinetuneRecipe) -> _Start:
     named = recipe.model in models.names() or recipe.model in checkpoints.shipped()
     if named or not (source.exists() or source.suffix in (".edgekit", ".zip")):
         name = recipe.weights or recipe.model
+        if recipe.weights is None and recipe.model in models.names() and recipe.model not in checkpoints.shipped():
+            raise RecipeError(f"{recipe.model} comes without weights: name the file to go on from, --weights FILE")
         model = checkpoints.load(name, None if "arch" in checkpoints.metadata(name) else recipe.model)
+        if (owner := checkpoints.preset(recipe.model)) in models.names():
+            pipeline.check_fits(model, owner, str(name))
         return _Start(model, Path(recipe.model).stem, licences.of_weights(name), _known_noise(recipe, name))
     if recipe.weights is not None:
         raise RecipeError(f"weights {recipe.weights!r}: {source} brings its own; leave --weights out")
+    if source.suffix in (".pth", ".pt", ".ckpt"):
+        raise RecipeError(
+            f"{source} does not say which model it is of: edgekit finetune MODEL --weights {source}, "
+            "MODEL being a name that `edgekit models` lists"
+        )
     if source.suffix == ".safetensors":
         model = checkpoints.load(source)
         return _Start(model, source.stem, licences.of_weights(source), _known_noise(recipe, source))
@@ -230,7 +239,12 @@ def _images(
     if again is None:
         options: dict[str, Any] = {"channels": channels, "patch": settings.patch, "seed": settings.seed}
         options["leaves"] = settings.leaves
-        share = settings.validation_share or 0.02
+        share = settings.validation_share
+        if not share:
+            raise RecipeError(
+                "validation_share is 0: finetune measures before and after on images held out; set it above 0, "
+                "e.g. 0.02"
+            )
         new = open_images(recipe.data, validation_share=share, **options)
         return new, open_images(recipe.replay, validation_share=share, **options), None
     # One division of the images for training, quantization and the verdict.

@@ -16,7 +16,7 @@ pytest.importorskip("litert_torch")
 from edgekit import models, noise_header, pipeline
 from edgekit.bundle import reader, writer
 from edgekit.cli.outcome import run
-from edgekit.errors import BundleError, LicenceError, OutputExistsError, RecipeError
+from edgekit.errors import BundleError, EdgekitError, LicenceError, OutputExistsError, RecipeError
 from edgekit.models import checkpoints
 from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings, make
 from edgekit.runtime.check import check
@@ -199,6 +199,25 @@ def test_what_belongs_to_training_alone_is_refused(place: Path) -> None:
     given = {"model": "dsunet-s", "data": place / "new", "train": {"self_supervised": "neighbor2neighbor"}}
     with pytest.raises(RecipeError, match="self_supervised belongs to edgekit train"):
         make(FinetuneRecipe, given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"model": "x.pth"}, r"x\.pth does not say which model it is of: edgekit finetune MODEL --weights x\.pth"),
+        ({"model": "ffdnet-color"}, "ffdnet-color comes without weights: name the file .* --weights FILE"),
+        ({"model": "dsunet-n", "weights": "dsunet-s"}, "dsunet-s holds weights of dsunet-s, not of dsunet-n"),
+        ({"model": "dsunet-n", "train": {"validation_share": 0}}, "validation_share is 0: finetune measures"),
+    ],
+)
+def test_starts_that_are_none(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(models.create("dsunet-n").state_dict(), "x.pth")
+    with pytest.raises(EdgekitError, match=expected):
+        finetune(make(FinetuneRecipe, {"data": place / "new", **given}), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_file_brings_its_own_weights(place: Path, tmp_path: Path) -> None:
