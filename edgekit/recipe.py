@@ -170,7 +170,8 @@ class TrainSettings(Settings):
     self_supervised_weight: Annotated[float, Field(ge=0)] = 2.0
     # Of so many pixels along each side one is taken first: against noise that is correlated between neighbours.
     self_supervised_spacing: Annotated[int, Field(ge=1, le=8)] = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    # Muon: a separable U-Net learns several times faster than with AdamW.
+    optimizer: Literal["adamw", "muon"] = "muon"
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     # Steps of linear rise, here and in the other stages: at most a tenth of the run.
@@ -391,12 +392,6 @@ class TrainRecipe(Settings):
     versions: dict[str, str] = {}
 
 
-class StudentSettings(TrainSettings):
-    """A training run of a student; Muon learns more in as many steps."""
-
-    optimizer: Literal["adamw", "muon"] = "muon"
-
-
 # Settings of a training that a candidate's score does not depend on: the winner's alone, or given by the search.
 _WINNERS = {
     "steps", "seed", "validation_share", "validate_every", "patience", "save_every", "tensorboard",
@@ -432,7 +427,7 @@ class SearchRecipe(Settings):
     storage: str | None = None
     seed: Seed = 0
     # How candidates are trained, and the winner in full; `steps` and `seed` here are the winner's.
-    train: Annotated[StudentSettings, AfterValidator(_supervised)] = StudentSettings()
+    train: Annotated[TrainSettings, AfterValidator(_supervised)] = TrainSettings()
 
     def identity(self) -> dict[str, Any]:
         """What machines that share a study must have in common, by name."""
@@ -446,7 +441,6 @@ class SearchRecipe(Settings):
 class TuneSettings(TrainSettings):
     """A training run that begins with a model that is good already."""
 
-    optimizer: Literal["adamw", "muon"] = "muon"
     steps: PositiveInt = 2000
     learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
