@@ -62,9 +62,6 @@ _SECONDS = {"step": 0.04, "teacher": 0.06, "qat": 0.13, "start": 15.0, "lower": 
 _DISTILL_SHARE = 0.8
 # MACs per pixel. A quarter of dsunet-s (8,900) costs 0.14 dB, of dsunet-n (2,900) 0.47 (docs/compression.md).
 _SMALL = 5000
-# Steps of QAT for those. A step of dsunet-n is a third as long as one of dsunet-s, and rounding costs it more: three
-# times as many lose 0.02 dB less on the mean (docs/int8.md).
-_SMALL_QAT = 900
 # Teachers that need no weights of their own: the model before it was pruned, and none, which leaves the clean images.
 _NO_TEACHER_FILE: dict[str, Callable[[DenoiserModel], DenoiserModel | None]] = {
     "original": lambda original: original,
@@ -234,22 +231,14 @@ def share_of(macs_per_pixel: float) -> float:
     return 0.0 if macs_per_pixel < _SMALL else PruneSettings().ratio
 
 
-def qat_steps_of(macs_per_pixel: float) -> int:
-    """The steps of QAT where nobody says: more of a small network, whose steps are short."""
-    return _SMALL_QAT if macs_per_pixel < _SMALL else QuantizeSettings().steps
-
-
 def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
-    """The recipe with what it leaves to the model: share to prune, steps of QAT, the noise the weights were trained on.
+    """The recipe with what it leaves to the model: the share to prune, and the noise that the weights were trained on.
 
     Raises: CheckpointError: the weights' header holds no noise that this edgekit knows.
     """
     changes: dict[str, Any] = {}
     if recipe.prune is None:
         changes["prune"] = share_of(original.macs_per_pixel())
-    if "steps" not in recipe.quantization.model_fields_set:
-        steps = qat_steps_of(original.macs_per_pixel())
-        changes["quantization"] = recipe.quantization.model_copy(update={"steps": steps})
     if "noise" not in recipe.model_fields_set and not importers.accepts(recipe.model):
         known = noise_header.read(recipe.weights or recipe.model)
         changes |= {} if known is None else {"noise": known}

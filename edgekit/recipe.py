@@ -257,8 +257,7 @@ class DistillSettings(Settings):
 class QuantizeSettings(Settings):
     """INT8: ranges observed on noisy batches, then learned together with the weights (QAT)."""
 
-    # 0 is calibration alone (post-training quantization). Not given, it is more for a small network
-    # (`pipeline.qat_steps_of`).
+    # 0 is calibration alone (post-training quantization).
     steps: Annotated[int, Field(ge=0)] = 300
     calibration_batches: PositiveInt = 8
     # Where ranges begin: of least squared error over a sample of each tensor, or at its extremes, as most tools do.

@@ -24,7 +24,7 @@ from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, evaluate
 from edgekit.errors import CheckpointError, DataError, ExportError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints, create
-from edgekit.recipe import NoiseSettings, QuantizeSettings, Recipe, load_recipe, make
+from edgekit.recipe import NoiseSettings, Recipe, load_recipe, make
 from edgekit.runtime.check import check
 from edgekit.stage_data import open_stage_data
 from edgekit.targets import registry as targets
@@ -413,22 +413,6 @@ def test_the_bundle_states_the_share_that_was_chosen(weights: Path, tmp_path: Pa
     (made,) = pipeline.compress(recipe(weights, prune=None, precision="fp32", steps=0), out=tmp_path)
     assert made.manifest.recipe["prune"] == 0
     assert made.manifest.model.macs_per_pixel == made.manifest.model.original_macs_per_pixel
-
-
-def test_small_networks_have_more_steps_of_qat_unless_somebody_says(weights: Path) -> None:
-    def steps(name: str, **changes: object) -> int:
-        given = recipe(weights, **{"steps": None, "quantization": {}, **changes})
-        return pipeline.settings_of(pipeline._settled(given, create(name)))[2].steps
-
-    assert steps("dsunet-s") == QuantizeSettings().steps == 300
-    assert steps("dsunet-n") == 900
-    assert steps("dsunet-n", quantization={"steps": 300}) == 300
-    assert steps("dsunet-n", quantization={"equalisation": False}) == 900
-    assert steps("dsunet-n", steps=0) == 0
-    # What was settled is written down, and stays when it is read again.
-    settled = pipeline._settled(recipe(weights, steps=None, quantization={}), create("dsunet-n"))
-    again = Recipe.model_validate(settled.model_dump(mode="json"))
-    assert pipeline.settings_of(pipeline._settled(again, create("dsunet-s")))[2].steps == 900
 
 
 def test_steps_are_shared_between_the_trainings(weights: Path) -> None:
