@@ -263,7 +263,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, 
     if wrong:
         problems.append(_some(wrong))
     if problems:
-        raise CheckpointError(f"{path} does not fit {name}: {'; '.join(problems)}{_belongs(path, header)}")
+        raise CheckpointError(f"{path} does not fit {name}: {_belongs(path, header)}{'; '.join(problems)}")
     _check_finite(state, path)
     # assign: a model on the meta device has nothing to copy into.
     model.load_state_dict({k: _cast(v, torch.float32) for k, v in state.items()}, assign=_is_meta(model))
@@ -276,9 +276,9 @@ def _belongs(path: Path, header: Mapping[str, str]) -> str:
     owner = _from_header(path, header)
     named = _named(owner.arch, owner.config())
     if named is None:
-        return f"; its header says {owner.arch} {owner.config()}"
+        return f"its header says {owner.arch} {owner.config()}; "
     colour = "gray" if owner.channels == 1 else "colour"
-    return f"; these are weights of {named} for {colour} images: use that model"
+    return f"these are weights of {named} for {colour} images, use that model; "
 
 
 def _cast(value: Tensor, kind: torch.dtype) -> Tensor:
