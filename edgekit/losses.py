@@ -44,6 +44,8 @@ def frequency(output: Tensor, target: Tensor) -> Tensor:
     return torch.mean(spectrum.abs().flatten(1), 1)
 
 
+# Those with weights of their own, see `feature_loss`.
+LEARNED = ("feature", "lpips")
 LOSSES: dict[str, Loss] = {"l1": l1, "mse": mse, "charbonnier": charbonnier, "frequency": frequency}
 
 
@@ -69,7 +71,7 @@ def weighted(
     total = output.new_zeros(output.shape[0])
     for name, weight in mix.items():
         if name not in known:
-            raise UnknownNameError.unknown("loss", name, known)
+            raise UnknownNameError.unknown("loss", name, {*known, *LEARNED})
         total = total + weight * known[name](output, target)
     if sigma is not None:
         total = total / ((255 * sigma + 5) / 30)

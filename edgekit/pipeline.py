@@ -632,7 +632,7 @@ def _quantize(
     if excess >= _SHOWN:
         # On these tiles. The golden ones decide, and the verdict says so.
         why = f"after {_MOST_ATTEMPTS} attempts" if more else "which no more layers in float would mend"
-        notes.append(f"{excess:.2f} dB above --max-drop, {why}")
+        notes.append(f"{excess:.2f} dB above --max-drop on held-out tiles, {why}")
     if notes:
         details = {**record.details, **({"wide": sorted(scheme.wide)} if scheme.wide else {})}
         record = replace(record, what="; ".join([record.what, *notes]), details=details)

@@ -213,7 +213,9 @@ def test_layers_stay_in_float_where_the_budget_would_be_exceeded(
     assert [item.name for item in bundle.manifest.sensitivity] == ["head"]  # what is not rounded costs nothing
     (other,) = pipeline.compress(recipe(weights, max_drop=0.5, steps=0, prune=0), out=tmp_path / "other")
     stage = other.manifest.stages[-1]
-    assert stage["what"].endswith("; 0.50 dB above --max-drop, which no more layers in float would mend")
+    assert stage["what"].endswith(
+        "; 0.50 dB above --max-drop on held-out tiles, which no more layers in float would mend"
+    )
     assert "wide" not in stage["details"]
 
 

@@ -63,3 +63,8 @@ def profile(
     screen.print(Text(f"-> {out / _CHART}, {out / _RECIPE}"), soft_wrap=True)
     if any(p.correlated for p in found):
         typer.echo("note: correlated noise: the lines are too low; sigma is the estimate of --sigma auto", err=True)
+    if len({p.correlated for p in found}) > 1:
+        camera = recipe_file.correlated(found)
+        others = ", ".join(chart.name(p) for p in found if p.correlated != camera)
+        kind = "a camera's correlated noise" if camera else "white noise"
+        typer.echo(f"note: the recipe is for {kind}; profile the others apart: {others}", err=True)

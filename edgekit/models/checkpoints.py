@@ -77,7 +77,8 @@ def load(source: str | Path, model: str | DenoiserModel | None = None, **overrid
         target = create(model, **overrides)
     else:
         target = _from_header(path, header)
-    _fill(target, state, path, f"{target.arch} {target.config()}", header)
+    hint = _belongs(path, header) or "name the model that these weights are of, `edgekit models` lists them; "
+    _fill(target, state, path, f"{target.arch} {target.config()}", hint)
     return target.eval()
 
 
@@ -87,7 +88,7 @@ def fill(module: nn.Module, path: Path, name: str) -> None:
     Raises: CheckpointError: the file cannot be read, does not fit, or holds NaN or infinity.
     """
     state, header = _read(_find(path))
-    _fill(module, state, path, name, header)
+    _fill(module, state, path, name, _belongs(path, header))
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
@@ -236,7 +237,8 @@ def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
         raise CheckpointError(
             f"{path} does not say which architecture it belongs to: where a model can be named, name it (--model "
             f"ffdnet-color --weights {path}, in Python model='ffdnet-color'); for a teacher write it once as a file "
-            f"that says so, models.save(Path('mine.safetensors'), models.load({str(path)!r}, 'ffdnet-color'))"
+            f'that says so: python -c "from pathlib import Path; from edgekit import models; '
+            f"models.save(Path('teacher.safetensors'), models.load({str(path)!r}, 'MODEL'))\""
         )
     try:
         config = json.loads(header["config"])
@@ -247,7 +249,7 @@ def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
         raise CheckpointError(f"{path}: its header does not describe a model ({error})") from error
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, header: Mapping[str, str]) -> None:
+def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, hint: str) -> None:
     wanted = model.state_dict()
     state = _bare(state, wanted)
     problems = []
@@ -263,7 +265,7 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, 
     if wrong:
         problems.append(_some(wrong))
     if problems:
-        raise CheckpointError(f"{path} does not fit {name}: {_belongs(path, header)}{'; '.join(problems)}")
+        raise CheckpointError(f"{path} does not fit {name}: {hint}{'; '.join(problems)}")
     _check_finite(state, path)
     # assign: a model on the meta device has nothing to copy into.
     model.load_state_dict({k: _cast(v, torch.float32) for k, v in state.items()}, assign=_is_meta(model))

@@ -24,11 +24,17 @@ CAMERA_NOISE: dict[str, Any] = {
 _LEAST_SHOT = 1e-6
 
 
+def correlated(profiles: Sequence[IsoProfile]) -> bool:
+    """Whether the noise of at least half of the images is of ISOs where it is correlated between neighbours."""
+    return 2 * sum(p.images for p in profiles if p.correlated) >= sum(p.images for p in profiles)
+
+
 def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     """The file's text.
 
-    White noise is named by its shot and read noise as they were measured. What is correlated was read too low, so that
-    the camera model takes its place, with the ranges that the weights for photographs were trained on.
+    White noise is named by its shot and read noise as they were measured. Where most images' noise is correlated these
+    were read too low, as levels are: the camera model takes their place, with the ranges that the weights for
+    photographs were trained on, and the levels are left to the recipe's default.
 
     Args:
         profiles: at least one.
@@ -40,7 +46,7 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     shots = [p.line.shot for p in profiles]
     reads = [p.line.read for p in profiles]
     noise: dict[str, Any] = {"model": "poisson-gaussian"}
-    if any(p.correlated for p in profiles):
+    if correlated(profiles):
         noise = CAMERA_NOISE
     else:
         noise["shot"] = [
@@ -52,7 +58,7 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     content: dict[str, Any] = {
         "target": target,
         **({"model": CAMERA_MODEL} if noise is CAMERA_NOISE else {}),
-        "sigma": [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))],
+        **({} if noise is CAMERA_NOISE else {"sigma": [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))]}),
         "noise": noise,
     }
     table = {p.iso: level for p, level in zip(profiles, levels, strict=True) if p.iso is not None}

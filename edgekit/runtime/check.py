@@ -169,7 +169,7 @@ def judge(
 def _explain_drop(
     table: Sequence[SigmaRow], total: SigmaRow, thresholds: Thresholds, sensitivity: Sequence[Sensitivity]
 ) -> str:
-    levels = ", ".join(f"{row.total_drop:.2f} at sigma {row.sigma:g}" for row in table)
+    levels = ", ".join(f"{row.total_drop:.2f} at sigma {row.sigma:.3g}" for row in table)
     text = f"total drop {total.total_drop:.3f} dB, {thresholds.max_drop:g} dB allowed ({levels}): "
     if total.quantization_drop > total.total_drop / 2:
         blamed = guilty(sensitivity)

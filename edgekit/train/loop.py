@@ -106,9 +106,11 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
         if network is None:
             continue
         if network.channels != source.channels:
+            fix = f"open the images with channels={network.channels}"
+            fix = "choose another teacher, or none" if role == "teacher" else fix
             raise ShapeError(
-                f"the {role} {network.arch} has {network.channels} channels, the images have {source.channels}: "
-                f"open the images with channels={network.channels}"
+                f"the {role} {network.arch} takes images of {network.channels} channel(s), these have "
+                f"{source.channels}: {fix}"
             )
         if role == "model" and settings.self_supervised != "none":
             neighbours.check(source, settings, network.stride, teacher=teacher is not None)

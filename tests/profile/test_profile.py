@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,12 @@ def test_correlated_noise_proposes_the_camera_model(tmp_path: Path) -> None:
     known = noise_header.read(recipe.model)
     assert known is not None
     assert recipe.noise == known.model_copy(update={"sigma": recipe.noise.sigma, "device_share": 1.0})
+    # An estimate that is too low must not keep out the right level.
+    assert recipe.sigma == (0, 55)
+    # Of several ISOs the kind that most images have.
+    white = replace(found, iso=100, images=3, correlated=False)
+    mixed = make(Recipe, yaml.safe_load(recipe_file.text([white, found], "shots", "openvino")))
+    assert (mixed.model, mixed.noise.model) == ("dsunet-s", "poisson-gaussian")
     assert list(recipe.iso_sigma) == [3200]
     assert "correlated" in chart.render([found], "shots & <more>")
     assert "shots &amp; &lt;more&gt;" in chart.render([found], "shots & <more>")
