@@ -43,10 +43,13 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     """
     import yaml
 
+    camera = correlated(profiles)
+    # What is of the other kind would only mislead.
+    profiles = [p for p in profiles if p.correlated == camera]
     shots = [p.line.shot for p in profiles]
     reads = [p.line.read for p in profiles]
     noise: dict[str, Any] = {"model": "poisson-gaussian"}
-    if correlated(profiles):
+    if camera:
         noise = CAMERA_NOISE
     else:
         noise["shot"] = [
@@ -57,8 +60,8 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     levels = [round(p.sigma, 2) for p in profiles]
     content: dict[str, Any] = {
         "target": target,
-        **({"model": CAMERA_MODEL} if noise is CAMERA_NOISE else {}),
-        **({} if noise is CAMERA_NOISE else {"sigma": [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))]}),
+        **({"model": CAMERA_MODEL} if camera else {}),
+        **({} if camera else {"sigma": [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))]}),
         "noise": noise,
     }
     table = {p.iso: level for p, level in zip(profiles, levels, strict=True) if p.iso is not None}

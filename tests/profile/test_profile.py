@@ -144,7 +144,7 @@ def test_correlated_noise_proposes_the_camera_model(tmp_path: Path) -> None:
     # Of several ISOs the kind that most images have.
     white = replace(found, iso=100, images=3, correlated=False)
     mixed = make(Recipe, yaml.safe_load(recipe_file.text([white, found], "shots", "openvino")))
-    assert (mixed.model, mixed.noise.model) == ("dsunet-s", "poisson-gaussian")
+    assert (mixed.model, mixed.noise.model, list(mixed.iso_sigma)) == ("dsunet-s", "poisson-gaussian", [100])
     assert list(recipe.iso_sigma) == [3200]
     assert "correlated" in chart.render([found], "shots & <more>")
     assert "shots &amp; &lt;more&gt;" in chart.render([found], "shots & <more>")
