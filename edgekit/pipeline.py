@@ -438,11 +438,8 @@ def _load(source: str | Path, name: str | None = None) -> DenoiserModel:
 
 def check_fits(loaded: DenoiserModel, name: str, source: str) -> None:
     """Weights of another model would be compressed under the wrong name. Widths of one's own are no other model."""
-    named = create(name)
-    # Whether gray or colour is no part of the name.
-    widths = {**loaded.config(), "channels": None}
-    known = [n for n in names() if (m := create(n)).arch == loaded.arch and {**m.config(), "channels": None} == widths]
-    if loaded.arch != named.arch or (known and name not in known):
+    known = checkpoints.presets_of(loaded.arch, loaded.config())
+    if loaded.arch != create(name).arch or (known and name not in known):
         raise CheckpointError(
             f"{source} holds weights of {known[0] if known else loaded.arch}, not of {name}: "
             f"name the model they belong to, e.g. --model {known[0] if known else loaded.arch}"

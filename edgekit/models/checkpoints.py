@@ -35,18 +35,19 @@ def preset(name: str) -> str:
     if name in names() or name not in shipped():
         return name
     header = metadata(name)
-    return _named(header["arch"], json.loads(header["config"])) or name
+    return next(iter(presets_of(header["arch"], json.loads(header["config"]))), name)
 
 
-def _named(arch: str, config: Mapping[str, Any]) -> str | None:
-    """The model name of an architecture and its arguments, if they have one."""
+def presets_of(arch: str, config: Mapping[str, Any]) -> list[str]:
+    """The model names of an architecture and its arguments; whether gray or colour is no part of a name."""
+    found = []
     for known in names():
+        # Without memory for its weights: some have millions.
         with torch.device("meta"):
             model = create(known)
-        # Whether gray or colour is no part of the name.
         if model.arch == arch and {**model.config(), "channels": None} == {**config, "channels": None}:
-            return known
-    return None
+            found.append(known)
+    return found
 
 
 def load(source: str | Path, model: str | DenoiserModel | None = None, **overrides: Any) -> DenoiserModel:
@@ -276,11 +277,11 @@ def _belongs(path: Path, header: Mapping[str, str]) -> str:
     if "arch" not in header or "config" not in header:
         return ""
     owner = _from_header(path, header)
-    named = _named(owner.arch, owner.config())
-    if named is None:
+    named = presets_of(owner.arch, owner.config())
+    if not named:
         return f"its header says {owner.arch} {owner.config()}; "
     colour = "gray" if owner.channels == 1 else "colour"
-    return f"these are weights of {named} for {colour} images, use that model; "
+    return f"these are weights of {named[0]} for {colour} images, use that model; "
 
 
 def _cast(value: Tensor, kind: torch.dtype) -> Tensor:

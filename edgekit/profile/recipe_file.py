@@ -60,8 +60,7 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     levels = [round(p.sigma, 2) for p in profiles]
     content: dict[str, Any] = {
         "target": target,
-        **({"model": CAMERA_MODEL} if camera else {}),
-        **({} if camera else {"sigma": [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))]}),
+        **({"model": CAMERA_MODEL} if camera else {"sigma": [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))]}),
         "noise": noise,
     }
     table = {p.iso: level for p, level in zip(profiles, levels, strict=True) if p.iso is not None}

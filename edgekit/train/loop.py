@@ -106,8 +106,8 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
         if network is None:
             continue
         if network.channels != source.channels:
-            fix = f"open the images with channels={network.channels}"
-            fix = "choose another teacher, or none" if role == "teacher" else fix
+            images = f"open the images with channels={network.channels}"
+            fix = "choose another teacher, or none" if role == "teacher" else images
             raise ShapeError(
                 f"the {role} {network.arch} takes images of {network.channels} channel(s), these have "
                 f"{source.channels}: {fix}"
