@@ -35,7 +35,7 @@ from edgekit.compress.sensitivity import sensitivity
 from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, importers, licences, names
 from edgekit.models.complexity import layer_macs
-from edgekit.recipe import DistillSettings, PruneSettings, QuantizeSettings, Recipe
+from edgekit.recipe import DistillSettings, NoiseSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.turns import in_turns
@@ -243,6 +243,11 @@ def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
         known = noise_header.read(recipe.weights or recipe.model)
         changes |= {} if known is None else {"noise": known}
     return recipe.model_copy(update=changes)
+
+
+def _older_noises(recipe: Recipe) -> tuple[NoiseSettings, ...]:
+    """What the weights that are compressed knew before their last noise: of foreign networks nothing is known."""
+    return () if importers.accepts(recipe.model) else noise_header.older(recipe.weights or recipe.model)
 
 
 def _stem(recipe: Recipe) -> str:
@@ -570,7 +575,8 @@ def _export(
     written |= {name: _text_file(files / name, text) for name, text in target.extras(manifest).items()}
     written[WEIGHTS] = files / WEIGHTS
     terms = {"licence": "; ".join(f"{k}: {v}" for k, v in manifest.licences.items() if k != "use")}
-    terms |= {"use": manifest.licences["use"], "edgekit": __version__, **noise_header.write(recipe.noise)}
+    terms |= {"use": manifest.licences["use"], "edgekit": __version__}
+    terms |= noise_header.write(recipe.noise, _older_noises(recipe))
     checkpoints.save(written[WEIGHTS], compressed, terms)
     return _Exported(target, manifest, golden, written, outputs)
 

@@ -445,6 +445,13 @@ class TuneSettings(TrainSettings):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
+def _listed(value: object) -> object:
+    """One noise stands for a list of it; None is what recipes of former versions say where they name none."""
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, Mapping | NoiseSettings) else value
+
+
 class FinetuneRecipe(Settings):
     """Everything that a fine-tuning does."""
 
@@ -453,9 +460,9 @@ class FinetuneRecipe(Settings):
     weights: str | None = None
     # New images: clean ones, to which `train.noise` is added, or pairs with their own noise.
     data: Path
-    # Old images: None is the built-in set. Their noise: None is the one that the bundle was made for.
+    # Old images: None is the built-in set. Their noises, one or a list: empty is those that the model knows.
     replay: Path | None = None
-    replay_noise: NoiseSettings | None = None
+    replay_noise: Annotated[tuple[NoiseSettings, ...], BeforeValidator(_listed)] = ()
     # Of each batch; 0 replays nothing.
     replay_share: Probability = 0.5
     # Refuse weights and images that are for research or non-commercial use alone, or do not say.

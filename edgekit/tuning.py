@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,12 +69,12 @@ class Tuned:
 
 @dataclass(frozen=True)
 class _Start:
-    """What is tuned: a model, its name and terms, the noise that it knows, and the recipe of the bundle it is from."""
+    """What is tuned: a model, its name and terms, the noises that it knows, and the recipe of the bundle it is from."""
 
     model: DenoiserModel
     name: str
     terms: Terms
-    noise: NoiseSettings
+    noises: tuple[NoiseSettings, ...]
     recipe: Recipe | None = None
 
 
@@ -121,7 +121,7 @@ def finetune(
     again = None if start.recipe is None else _again(start, start.recipe, recipe, folder / WEIGHTS)
     new, old, images = _images(recipe, start, again)
     told("images", 1, 1)
-    judged = {"new": (new, settings.noise), "old": (old, start.noise)}
+    judged = {"new": (new, (settings.noise,)), "old": (old, start.noises)}
     before = {which: _scores(start.model, *where) for which, where in judged.items()}
     if force and not resume:
         for path in existing:
@@ -132,7 +132,7 @@ def finetune(
         new,
         settings,
         folder,
-        replay=Replay(old, start.noise, recipe.replay_share) if recipe.replay_share else None,
+        replay=Replay(old, start.noises, recipe.replay_share) if recipe.replay_share else None,
         progress=lambda done, total, words="": told("finetune", done, total, words),
         identity={"starting weights": weights_digest(start.model)},
         on_start=lambda: write_atomically(folder / RECIPE, text.encode()),
@@ -147,8 +147,11 @@ def finetune(
     shown = (new.name, old.name) if recipe.replay_share else (new.name,)
     seen = ", ".join(dict.fromkeys(filter(None, (start.terms.trained_on, *shown))))
     header = {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__}
-    if not new.paired:
-        header.update(noise_header.write(settings.noise))
+    # What was not replayed is no longer known, and the noise of pairs has no name.
+    kept = start.noises if recipe.replay_share and not old.paired else ()
+    known = kept if new.paired else (settings.noise, *kept)
+    if known:
+        header.update(noise_header.write(known[0], known[1:]))
     models.save(path, model, header)
     content = {"model": recipe.model, "replay_share": recipe.replay_share, "psnr": [row._asdict() for row in table]}
     write_atomically(folder / TABLE, (json.dumps(content, indent=1) + "\n").encode())
@@ -173,7 +176,7 @@ def _start(recipe: FinetuneRecipe) -> _Start:
         model = checkpoints.load(name, None if "arch" in checkpoints.metadata(name) else recipe.model)
         if (owner := checkpoints.preset(recipe.model)) in models.names():
             pipeline.check_fits(model, owner, str(name))
-        return _Start(model, Path(recipe.model).stem, licences.of_weights(name), _known_noise(recipe, name))
+        return _Start(model, Path(recipe.model).stem, licences.of_weights(name), _known_noises(recipe, name))
     if recipe.weights is not None:
         raise RecipeError(f"weights {recipe.weights!r}: {source} brings its own; leave --weights out")
     if source.suffix in (".pth", ".pt", ".ckpt"):
@@ -183,7 +186,7 @@ def _start(recipe: FinetuneRecipe) -> _Start:
         )
     if source.suffix == ".safetensors":
         model = checkpoints.load(source)
-        return _Start(model, source.stem, licences.of_weights(source), _known_noise(recipe, source))
+        return _Start(model, source.stem, licences.of_weights(source), _known_noises(recipe, source))
     with reader.read(source) as bundle:
         manifest = bundle.manifest
         if pipeline.WEIGHTS not in manifest.files:
@@ -193,23 +196,26 @@ def _start(recipe: FinetuneRecipe) -> _Start:
             )
         weights = bundle.path(pipeline.WEIGHTS)
         model, terms = checkpoints.load(weights), licences.of_weights(weights)
+        older = noise_header.older(weights)
     known = {name: value for name, value in manifest.recipe.items() if name in Recipe.model_fields}
     made = make(Recipe, known, str(source))
-    noise = recipe.replay_noise or made.noise.model_copy(update={"sigma": made.sigma})
-    return _Start(model, manifest.name, terms, noise, made)
+    noises = recipe.replay_noise or (made.noise.model_copy(update={"sigma": made.sigma}), *older)
+    return _Start(model, manifest.name, terms, noises, made)
 
 
-def _known_noise(recipe: FinetuneRecipe, weights: str | Path) -> NoiseSettings:
-    """The noise that weights know: what the recipe says of it, or they themselves."""
-    return recipe.replay_noise or noise_header.read(weights) or NoiseSettings()
+def _known_noises(recipe: FinetuneRecipe, weights: str | Path) -> tuple[NoiseSettings, ...]:
+    """The noises that weights know, the last first: what the recipe says of them, or they themselves."""
+    return recipe.replay_noise or (noise_header.read(weights) or NoiseSettings(), *noise_header.older(weights))
 
 
 def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -> Recipe:
     """The recipe of the new bundle: the old one without what was done to the network already."""
-    noise = recipe.train.noise
+    # Pairs bring a noise without a name: what the bundle can say that it knows is the old one.
+    named = not (recipe.data / "noisy").is_dir() or not recipe.replay_share
+    noise = recipe.train.noise if named else start.noises[0]
     low, high = _levels(recipe, start.model.channels)
-    old_low, old_high = start.noise.sigma if start.noise.model == "gaussian" else made.sigma
-    sigma = (min(made.sigma[0], low, old_low), max(made.sigma[1], high, old_high))
+    lows, highs = zip(made.sigma, (low, high), *(n.sigma for n in start.noises if n.model == "gaussian"), strict=True)
+    sigma = (min(lows), max(highs))
     _, distillation, quantization = pipeline.settings_of(made)
     changes = {
         "model": start.name, "weights": weights, "teacher": "none", "data": recipe.data, "sigma": sigma, "prune": 0.0,
@@ -250,39 +256,37 @@ def _images(
     # One division of the images for training, quantization and the verdict.
     stage = again.distillation.model_copy(update={"patch": settings.patch})
     fresh = again.model_copy(update={"distillation": stage})
-    known = {"data": recipe.replay, "noise": start.noise.model_copy(update={"device_share": 1.0})}
-    seen = fresh.model_copy(update={**known, "sigma": start.noise.sigma})
-    new_data, old_data = open_stage_data(fresh, channels), open_stage_data(seen, channels)
+    seen = [noise.model_copy(update={"device_share": 1.0}) for noise in start.noises]
+    known = [fresh.model_copy(update={"data": recipe.replay, "noise": n, "sigma": n.sigma}) for n in seen]
+    new_data, *old_data = (open_stage_data(told, channels) for told in (fresh, *known))
+    every = (new_data, *old_data)
     drawing = TrainSettings(
         batch=stage.batch,
         patch=stage.patch,
         seed=again.seed,
         noise=settings.noise.model_copy(update={"device_share": 1.0}),
     )
-    replayed = Replay(old_data.source, seen.noise, recipe.replay_share)
-    terms = licences.combine(*(Terms(data.licence, data.use) for data in (new_data, old_data)))
+    replayed = Replay(old_data[0].source, tuple(seen), recipe.replay_share)
+    terms = licences.combine(*(Terms(data.licence, data.use) for data in every))
     joined = replace(
         new_data,
         batches=Mixed(new_data.source, drawing, replayed),
-        tiles=_join(new_data.tiles, new_data.sigmas, old_data.tiles, old_data.sigmas),
-        golden=GoldenImages(
-            *(np.concatenate(both) for both in zip(_fields(new_data.golden), _fields(old_data.golden), strict=True))
-        ),
-        digest=f"{new_data.digest} {old_data.digest}",
+        tiles=_join([_noisy(data.tiles, data.sigmas) for data in every]),
+        golden=GoldenImages(*map(np.concatenate, zip(*(_fields(data.golden) for data in every), strict=True))),
+        digest=" ".join(data.digest for data in every),
         licence=terms.licence,
         use=terms.use,
-        skipped=(*new_data.skipped, *old_data.skipped),
+        skipped=(*new_data.skipped, *old_data[0].skipped),
     )
-    return new_data.source, old_data.source, joined
+    return new_data.source, old_data[0].source, joined
 
 
 def _fields(golden: GoldenImages) -> tuple[Any, ...]:
     return golden.noisy, golden.clean, golden.sigma
 
 
-def _join(new: Tiles, new_levels: tuple[float, ...], old: Tiles, old_levels: tuple[float, ...]) -> NoisyTiles:
-    parts = [_noisy(new, new_levels), _noisy(old, old_levels)]
-    return NoisyTiles(*(np.concatenate(both) for both in zip(*parts, strict=True)))
+def _join(parts: Sequence[NoisyTiles]) -> NoisyTiles:
+    return NoisyTiles(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _noisy(tiles: Tiles, levels: tuple[float, ...]) -> NoisyTiles:
@@ -296,10 +300,17 @@ def _noisy(tiles: Tiles, levels: tuple[float, ...]) -> NoisyTiles:
     )
 
 
-def _scores(model: DenoiserModel, source: ImageSource, noise: NoiseSettings) -> dict[str, float]:
-    """PSNR in dB on the held-out images, by what the noise is called."""
-    if source.paired or noise.model != "gaussian":
+def _scores(model: DenoiserModel, source: ImageSource, noises: Sequence[NoiseSettings]) -> dict[str, float]:
+    """PSNR in dB on the held-out images, by what each noise is called."""
+    found: dict[str, float] = {}
+    for noise in noises[:1] if source.paired else noises:
+        if not source.paired and noise.model == "gaussian":
+            for level in validation_levels(noise):
+                found[f"sigma {level:g}"] = round(evaluate(model, source.held_out, level).psnr, 3)
+            continue
         name = "its own" if source.paired else noise.model
-        return {name: round(evaluate(model, source.held_out, noise_settings=noise).psnr, 3)}
-    levels = validation_levels(noise)
-    return {f"sigma {s:g}": round(evaluate(model, source.held_out, s).psnr, 3) for s in levels}
+        # Two noises of one model are told apart by number, the one learned last first.
+        same = sum(label.split(" (")[0] == name for label in found)
+        label = f"{name} ({same + 1})" if same else name
+        found[label] = round(evaluate(model, source.held_out, noise_settings=noise).psnr, 3)
+    return found

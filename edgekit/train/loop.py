@@ -418,8 +418,8 @@ class _Run:
 def _replayed(replay: Replay | None) -> dict[str, str]:
     if replay is None:
         return {}
-    noise = json.dumps(replay.noise.model_dump(mode="json"))
-    return {"replay": f"{replay.share:g} from {replay.source.digest[:12]}, {noise}"}
+    noises = ", ".join(json.dumps(noise.model_dump(mode="json")) for noise in replay.noises)
+    return {"replay": f"{replay.share:g} from {replay.source.digest[:12]}, {noises}"}
 
 
 def _identity(

@@ -19,13 +19,13 @@ class Replay:
 
     Attributes:
         source: old images, or ones that stand for them.
-        noise: the noise that the model knows; pairs bring their own.
+        noises: the noises that the model knows, which take turns, one or more; pairs bring their own.
         share: of the images of a batch, 0..1.
     Source: rehearsal, Robins 1995, doi:10.1080/09540099550039318.
     """
 
     source: ImageSource
-    noise: NoiseSettings
+    noises: tuple[NoiseSettings, ...]
     share: float
 
 
@@ -43,7 +43,10 @@ class Mixed:
     ) -> None:
         self._new = Sampler(source, settings)
         # Streams of their own: new and old crops must not lie at the same places.
-        self._old = Sampler(replay.source, settings.model_copy(update={"noise": replay.noise}), stream=1)
+        self._old = [
+            Sampler(replay.source, settings.model_copy(update={"noise": noise}), stream=1 + k)
+            for k, noise in enumerate(replay.noises)
+        ]
         self._share = replay.share
         self._count = world * settings.batch
         self._mine = slice(rank * settings.batch, (rank + 1) * settings.batch)
@@ -51,6 +54,9 @@ class Mixed:
     def __call__(self, step: int) -> Batch:
         """Draw the batch of a step."""
         wanted = self._share * self._count
-        old = math.floor((step + 1) * wanted + 1e-9) - math.floor(step * wanted + 1e-9)
-        parts = [s.draw(step, count) for s, count in ((self._new, self._count - old), (self._old, old)) if count]
+        old = range(math.floor(step * wanted + 1e-9), math.floor((step + 1) * wanted + 1e-9))
+        # The old images are numbered through the run, and their noises take turns.
+        turns = [sum(i % len(self._old) == k for i in old) for k in range(len(self._old))]
+        counts = [self._count - len(old), *turns]
+        parts = [s.draw(step, count) for s, count in zip((self._new, *self._old), counts, strict=True) if count]
         return Batch(*(torch.cat(fields)[self._mine] for fields in zip(*parts, strict=True)))
