@@ -467,10 +467,24 @@ def _original(run: _Run, original: DenoiserModel) -> StageRecord:
     began = time.perf_counter()
     run.progress("original", 0, 1)
     db = evaluate(original, run.images.tiles, run.images.sigmas)
+    _doubt(run, db)
     size = Size(original.macs_per_pixel(), original.parameter_count())
     run.progress("original", 1, 1)
     what = f"{run.recipe.model}, FP32"
     return StageRecord("original", what, size, size, db, db, time.perf_counter() - began)
+
+
+def _doubt(run: _Run, db: Mapping[float, float]) -> None:
+    """Say at the start, not by a FAIL at the end of the run, that the model to imitate is none."""
+    noisy = evaluate(lambda image, _: image, run.images.tiles, run.images.sigmas)
+    found, before = (sum(levels.values()) / len(levels) for levels in (db, noisy))
+    if found < before:
+        _log.warning(
+            "%s, FP32, makes its images worse: %.2f dB, %.2f dB before; expect a FAIL at the end. Train it first "
+            "(edgekit train), or see that the weights are this model's; a network of your own gives the clean image, "
+            "not the noise, and takes values in 0..1 and sigma / 255",
+            run.recipe.model, found, before,
+        )  # fmt: skip
 
 
 def _stage(

@@ -288,6 +288,18 @@ def test_another_noise_is_what_every_stage_sees(weights: Path) -> None:
     torch.testing.assert_close(spread, batch.sigma, rtol=0.2, atol=0)
 
 
+def test_a_model_that_is_none_is_said_at_the_start(
+    weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for given, expected in ((weights, 1), (Path("dsunet-n"), 0)):
+        caplog.clear()
+        with pytest.raises(StoppedError):
+            pipeline.compress(recipe(given), out=tmp_path, progress=stop_at("original", 1), force=True)
+        said = [record.getMessage() for record in caplog.records if "makes its images worse" in record.getMessage()]
+        assert len(said) == expected
+        assert all("expect a FAIL at the end. Train it first (edgekit train)" in text for text in said)
+
+
 def test_pairs_are_judged_on_their_own_noise(weights: Path, data: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for k, path in enumerate(sorted(data.iterdir())):
