@@ -203,8 +203,11 @@ def test_denoise_a_folder_into_a_folder(edgekit: Terminal, bundle: Path, photo: 
     Image.fromarray(scenes(1, 80, seed=6)[0, :, :, 0]).save(source / "b.tif")
     (source / "notes.txt").write_text("not an image")
     (source / "more").mkdir()
+    (source / "raw").mkdir()
+    shutil.copy(photo, source / "raw")
     said = edgekit("denoise", source, "-o", tmp_path / "out", "--model", bundle)
     assert said.code == 0
+    assert f"note: the images of folders in {source} are left out: raw\n" in said.err
     assert f"note: left out of {source}: more, notes.txt; only files that end in .png, " in said.err
     assert files(tmp_path / "out") == {"a.png", "b.tif"}
     assert load(tmp_path / "out" / "b.tif").pixels.shape == (80, 80)

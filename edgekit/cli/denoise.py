@@ -191,11 +191,27 @@ def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path,
 def _tell_left_out(sources: Sequence[Path], taken: Set[Path]) -> None:
     """Say what of each folder is not among the images that are taken, so that nobody takes the result for all of it."""
     for folder in (source for source in sources if source.is_dir()):
-        others = sorted(path.name for path in folder.iterdir() if path not in taken and path.name[0] != ".")
+        left = [path for path in sorted(folder.iterdir()) if path not in taken and path.name[0] != "."]
+        inner = [path.name for path in left if _holds_images(path)]
+        others = [path.name for path in left if path.name not in inner]
         if others:
-            shown = ", ".join(others[:3]) + (f" and {len(others) - 3} more" if len(others) > 3 else "")
             kinds = ", ".join(files.FORMATS)
-            typer.echo(f"note: left out of {folder}: {shown}; only files that end in {kinds} are read", err=True)
+            typer.echo(
+                f"note: left out of {folder}: {_some(others)}; only files that end in {kinds} are read", err=True
+            )
+        if inner:
+            typer.echo(f"note: the images of folders in {folder} are left out: {_some(inner)}", err=True)
+
+
+def _holds_images(path: Path) -> bool:
+    try:
+        return path.is_dir() and any(inner.suffix.lower() in files.FORMATS for inner in path.iterdir())
+    except OSError:
+        return False  # of another user's
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _level(text: str) -> float | str:
