@@ -39,13 +39,19 @@ def profile(
         import yaml
 
         make(Recipe, yaml.safe_load(recipe), _RECIPE)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _CHART).write_text(chart.render(found, folder.resolve().name), encoding="utf-8")
-    (out / _RECIPE).write_text(recipe, encoding="utf-8")
-    for why in skipped:
-        typer.echo(f"note: skipped: {why}", err=True)
+    notes = [f"skipped: {why}" for why in skipped]
     if left:
-        typer.echo(f"note: left out, no ISO in the name: {', '.join(left)}", err=True)
+        notes.append(f"left out, no ISO in the name: {', '.join(left)}")
+    if any(p.correlated for p in found):
+        notes.append("correlated noise: the lines are too low; sigma is the estimate of --sigma auto")
+    if len({p.correlated for p in found}) > 1:
+        camera = recipe_file.correlated(found)
+        others = ", ".join(chart.name(p) for p in found if p.correlated != camera)
+        kind = "a camera's correlated noise" if camera else "white noise"
+        notes.append(f"the recipe is for {kind}; profile the others apart: {others}")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / _CHART).write_text(chart.render(found, folder.resolve().name, notes), encoding="utf-8")
+    (out / _RECIPE).write_text(recipe, encoding="utf-8")
     rows = [
         [
             chart.name(p),
@@ -61,10 +67,5 @@ def profile(
     columns = ["", "images", "shot", "read", "sigma", "noise"]
     screen.print(show.table(columns, rows, title="Variance = shot * x + read²", right="images,shot,read,sigma"))
     screen.print(Text(f"-> {out / _CHART}, {out / _RECIPE}"), soft_wrap=True)
-    if any(p.correlated for p in found):
-        typer.echo("note: correlated noise: the lines are too low; sigma is the estimate of --sigma auto", err=True)
-    if len({p.correlated for p in found}) > 1:
-        camera = recipe_file.correlated(found)
-        others = ", ".join(chart.name(p) for p in found if p.correlated != camera)
-        kind = "a camera's correlated noise" if camera else "white noise"
-        typer.echo(f"note: the recipe is for {kind}; profile the others apart: {others}", err=True)
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from edgekit.bundle.report_style import STYLE
 from edgekit.profile.folder import IsoProfile
 
-_WIDTH, _HEIGHT, _LEFT, _BELOW = 720, 360, 46, 36
+_WIDTH, _HEIGHT, _LEFT, _BELOW = 720, 380, 62, 56
 # Told apart by those who see no red and green, too (Okabe and Ito 2008).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#1d2530")
 
@@ -18,13 +18,15 @@ def name(found: IsoProfile) -> str:
     return "all images" if found.iso is None else f"ISO {found.iso}"
 
 
-def render(profiles: Sequence[IsoProfile], source: str) -> str:
+def render(profiles: Sequence[IsoProfile], source: str, notes: Sequence[str] = ()) -> str:
     """The page as HTML: a chart of noise over brightness, and a table.
 
     Args:
         profiles: one line of the chart each.
         source: what the images are called.
+        notes: what a reader of the figures must know.
     """
+    doubts = "".join(f'<p class="note">{html.escape(note[:1].upper() + note[1:])}.</p>' for note in notes)
     rows = "".join(
         f'<tr><td>{name(p)}</td><td class="n">{p.images}</td><td class="n">{p.line.shot:.3g}</td>'
         f'<td class="n">{p.line.read:.2f}</td><td class="n">{p.sigma:.1f}</td>'
@@ -42,7 +44,8 @@ def render(profiles: Sequence[IsoProfile], source: str) -> str:
         "points are measured, lines are sqrt(shot * x + read²).</p>"
         f'<div class="scroll">{_chart(profiles)}</div></section><section><h2>Lines</h2><p class="note">shot: variance '
         "per unit of signal (0..1); read and sigma in 8-bit units; sigma is what a denoiser is told.</p>"
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></section>'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f"{doubts}</section>"
         "</main></body></html>\n"
     )
 
@@ -53,7 +56,7 @@ def _chart(profiles: Sequence[IsoProfile]) -> str:
     top = step * (int(highest / step) + 1)
 
     def place(brightness: float, deviation: float) -> tuple[float, float]:
-        across = _LEFT + brightness * (_WIDTH - _LEFT - 10)
+        across = _LEFT + brightness * (_WIDTH - _LEFT - 16)
         return round(across, 1), round((_HEIGHT - _BELOW) * (1 - deviation / top) + 8, 1)
 
     parts = []
@@ -64,6 +67,10 @@ def _chart(profiles: Sequence[IsoProfile]) -> str:
     for k in range(5):
         x, y = place(k / 4, 0)
         parts.append(f'<text x="{x}" y="{y + 18}" text-anchor="middle">{round(255 * k / 4)}</text>')
+    across, middle = place(0.5, 0), place(0, top / 2)[1]
+    parts.append(f'<text x="{across[0]}" y="{across[1] + 38}" text-anchor="middle">brightness, 0 to 255</text>')
+    turned = f'text-anchor="middle" transform="rotate(-90 14 {middle})"'
+    parts.append(f'<text x="14" y="{middle}" {turned}>standard deviation, 8-bit units</text>')
     for k, found in enumerate(profiles):
         colour = COLOURS[k % len(COLOURS)]
         curve = " ".join(f"{x},{y}" for x, y in (place(i / 64, found.line.at(i / 64)) for i in range(65)))

@@ -148,6 +148,7 @@ def test_correlated_noise_proposes_the_camera_model(tmp_path: Path) -> None:
     assert list(recipe.iso_sigma) == [3200]
     assert "correlated" in chart.render([found], "shots & <more>")
     assert "shots &amp; &lt;more&gt;" in chart.render([found], "shots & <more>")
+    assert "Left out: &lt;b&gt;." in chart.render([found], "shots", ["left out: <b>"])
 
 
 def test_the_table_must_lie_in_the_range() -> None:
