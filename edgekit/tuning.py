@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from edgekit import models, noise_header, pipeline
-from edgekit._version import __version__
 from edgekit.bundle import reader
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, Tiles, noisy_tiles
@@ -142,11 +141,9 @@ def finetune(
         return Tuned(model, path, (), first=False)
     after = {which: _scores(model, *where) for which, where in judged.items()}
     table = tuple(Change(w, noise, db, after[w][noise]) for w, found in before.items() for noise, db in found.items())
-    sources = [Terms(source.licence, source.use) for source in ((new, old) if recipe.replay_share else (new,))]
-    terms = licences.combine(start.terms, *sources)
-    shown = (new.name, old.name) if recipe.replay_share else (new.name,)
-    seen = ", ".join(dict.fromkeys(filter(None, (start.terms.trained_on, *shown))))
-    header = {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__}
+    shown = (new, old) if recipe.replay_share else (new,)
+    made_of = (start.terms, *(Terms(source.licence, source.use) for source in shown))
+    header = licences.header(made_of, (start.terms.trained_on, *(source.name for source in shown)))
     # What was not replayed is no longer known, and the noise of pairs has no name.
     kept = start.noises if recipe.replay_share and not old.paired else ()
     known = kept if new.paired else (settings.noise, *kept)

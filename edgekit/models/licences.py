@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgekit._version import __version__
 from edgekit.errors import DataError, LicenceError
 from edgekit.models import checkpoints
 
@@ -117,6 +118,18 @@ def combine(*parts: Terms) -> Terms:
     """The terms of what is made from several things: all their words, and the most restricted use."""
     licence = "; ".join(dict.fromkeys(part.licence for part in parts))
     return Terms(licence, _worst(part.use for part in parts))
+
+
+def header(made_of: Iterable[Terms], shown: Iterable[str]) -> dict[str, str]:
+    """What the header of new weights says of where they come from.
+
+    Args:
+        made_of: the terms of everything that they learned from.
+        shown: the images by name, first those of the weights that they began as; empty names and repeats are dropped.
+    """
+    terms = combine(*made_of)
+    seen = ", ".join(dict.fromkeys(filter(None, shown)))
+    return {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__}
 
 
 def check_clean(parts: Mapping[str, tuple[str, Terms]]) -> None:

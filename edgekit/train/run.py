@@ -135,10 +135,8 @@ def train(
     scores = _scores(records, best=settings.patience > 0)
     if first():
         taught = [_terms(origin) for origin in (weights, teacher, settings.feature_weights) if origin is not None]
-        terms = licences.combine(licences.Terms(source.licence, source.use), *taught)
         began = "" if weights is None else _terms(weights).trained_on
-        seen = ", ".join(dict.fromkeys(filter(None, (began, source.name))))
-        header = {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__}
+        header = licences.header((licences.Terms(source.licence, source.use), *taught), (began, source.name))
         added = not source.paired and settings.self_supervised == "none"
         if added:
             # So that compression takes the same.
