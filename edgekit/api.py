@@ -207,7 +207,7 @@ def finetune(
     progress: Progress | None = None,
     on_verdict: Callable[[Verdict], None] | None = None,
 ) -> Tuned:
-    """Teach a model a new noise, with the old one replayed, and measure both; a bundle becomes a new bundle.
+    """Teach a model a new noise, with those that it knows replayed, and measure both; a bundle becomes a new bundle.
 
     Args:
         model: a bundle, or the name of a model; may be left to the recipe.

@@ -100,11 +100,13 @@ class Given:
         original: in FP32; the recipe's `weights` name its file, for the terms.
         images: to quantize and to judge it with.
         told: what the bundle's recipe says beside the recipe itself.
+        known: all noises that the model knows, the recipe's among them.
     """
 
     original: DenoiserModel
     images: StageData
     told: Mapping[str, Any]
+    known: tuple[NoiseSettings, ...]
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class _Run:
     work: Workspace
     progress: Progress
     told: Mapping[str, Any]
+    known: tuple[NoiseSettings, ...] | None
 
     def reporter(self, stage: str) -> StepProgress:
         def report(done: int, total: int, text: str = "") -> None:
@@ -215,7 +218,8 @@ def compress(
         **{f"version of {name}": version for name, version in _versions().items()},
     }
     work = Workspace(out / f".{_stem(recipe)}-{recipe.target}.edgekit.work", recipe, inputs, resume=resume, force=force)
-    run = _Run(recipe, images, work, progress or silent, {} if given is None else given.told)
+    told, known = ({}, None) if given is None else (given.told, given.known)
+    run = _Run(recipe, images, work, progress or silent, told, known)
     try:
         bundles = _stages(run, chosen, original, teacher, destinations, force, on_verdict)
     except EdgekitError:
@@ -234,20 +238,22 @@ def share_of(macs_per_pixel: float) -> float:
 def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
     """The recipe with what it leaves to the model: the share to prune, and the noise that the weights were trained on.
 
-    Raises: CheckpointError: the weights' header holds no noise that this edgekit knows.
+    Raises: CheckpointError: the weights' header holds a noise that this edgekit does not know.
     """
     changes: dict[str, Any] = {}
     if recipe.prune is None:
         changes["prune"] = share_of(original.macs_per_pixel())
     if "noise" not in recipe.model_fields_set and not importers.accepts(recipe.model):
-        known = noise_header.read(recipe.weights or recipe.model)
-        changes |= {} if known is None else {"noise": known}
+        source = recipe.weights or recipe.model
+        noise = noise_header.read(source)
+        changes |= {} if noise is None else {"noise": noise}
+        if len(known := noise_header.known(source) or ()) > 1:
+            _log.warning(
+                "%s knows %s noise; this run is for the first alone and may forget the others: finetune a bundle "
+                "instead, which keeps them",
+                source, " and ".join(item.model for item in known),
+            )  # fmt: skip
     return recipe.model_copy(update=changes)
-
-
-def _older_noises(recipe: Recipe) -> tuple[NoiseSettings, ...]:
-    """What the weights that are compressed knew before their last noise: of foreign networks nothing is known."""
-    return () if importers.accepts(recipe.model) else noise_header.older(recipe.weights or recipe.model)
 
 
 def _stem(recipe: Recipe) -> str:
@@ -590,7 +596,7 @@ def _export(
     written[WEIGHTS] = files / WEIGHTS
     terms = {"licence": "; ".join(f"{k}: {v}" for k, v in manifest.licences.items() if k != "use")}
     terms |= {"use": manifest.licences["use"], "edgekit": __version__}
-    terms |= noise_header.write(recipe.noise, _older_noises(recipe))
+    terms |= noise_header.write(recipe.noise, run.known)
     checkpoints.save(written[WEIGHTS], compressed, terms)
     return _Exported(target, manifest, golden, written, outputs)
 

@@ -96,8 +96,8 @@ class NoiseSettings(Settings):
     density: tuple[Probability, Probability] = (0.0, 0.1)
     # jpeg, mixed, camera: libjpeg's quality.
     quality: tuple[JpegQuality, JpegQuality] = (30, 95)
-    # gaussian, poisson-gaussian, salt-and-pepper: spread the strengths of each batch over their ranges, instead of
-    # drawing each alone. Off: as the weights that ship were trained.
+    # gaussian, poisson-gaussian, salt-and-pepper, mixed: spread the strengths of each batch over their ranges,
+    # instead of drawing each alone. Off: as the weights that ship were trained.
     stratified: bool = True
     # camera: standard deviation, in pixels, of the camera's own filter of the noise; demosaicking comes on top.
     grain: tuple[GrainPixels, GrainPixels] = (0.0, 1.0)
@@ -446,9 +446,7 @@ class TuneSettings(TrainSettings):
 
 
 def _listed(value: object) -> object:
-    """One noise stands for a list of it; None is what recipes of former versions say where they name none."""
-    if value is None:
-        return ()
+    """One noise stands for a list of it."""
     return (value,) if isinstance(value, Mapping | NoiseSettings) else value
 
 
@@ -460,7 +458,7 @@ class FinetuneRecipe(Settings):
     weights: str | None = None
     # New images: clean ones, to which `train.noise` is added, or pairs with their own noise.
     data: Path
-    # Old images: None is the built-in set. Their noises, one or a list: empty is those that the model knows.
+    # Old images: None is the built-in set. Their noises, one or a list: none is those that the model knows.
     replay: Path | None = None
     replay_noise: Annotated[tuple[NoiseSettings, ...], BeforeValidator(_listed)] = ()
     # Of each batch; 0 replays nothing.

@@ -62,13 +62,15 @@ class StageData:
     source: ImageSource
 
 
-def open_stage_data(recipe: Recipe, channels: int) -> StageData:
+def open_stage_data(recipe: Recipe, channels: int, source: ImageSource | None = None) -> StageData:
     """Read the images of a recipe and divide the held-out ones into tiles to report on and tiles to be judged by.
 
+    Args:
+        source: the recipe's images, if they are open.
     Raises: DataError: no folder, no usable image, or held-out images too small for two tiles.
     """
     stage = recipe.distillation
-    source = open_images(recipe.data, channels=channels, patch=stage.patch, seed=recipe.seed)
+    source = source or open_images(recipe.data, channels=channels, patch=stage.patch, seed=recipe.seed)
     settings = recipe.noise.model_copy(update={"sigma": recipe.sigma})
     levels = validation_levels(settings)
     drawing = TrainSettings(batch=stage.batch, patch=stage.patch, seed=recipe.seed, noise=settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +102,9 @@ def finetune(
         raise.
     """
     start = _start(recipe)
-    folder = Path("runs", f"{start.name}-tuned") if out is None else out
+    folder = _default_folder(start, recipe) if out is None else out
+    if force and (own := _source(recipe)) is not None and own.resolve().parent == folder.resolve():
+        raise RecipeError(f"{own} lies in {folder}, whose run --force would throw away: name another folder (--out)")
     existing = [folder / name for name in _OURS if (folder / name).exists()]
     if existing and not (resume or force):
         raise OutputExistsError(
@@ -144,22 +147,32 @@ def finetune(
     shown = (new, old) if recipe.replay_share else (new,)
     made_of = (start.terms, *(Terms(source.licence, source.use) for source in shown))
     header = licences.header(made_of, (start.terms.trained_on, *(source.name for source in shown)))
-    # What was not replayed is no longer known, and the noise of pairs has no name.
-    kept = start.noises if recipe.replay_share and not old.paired else ()
-    known = kept if new.paired else (settings.noise, *kept)
-    if known:
-        header.update(noise_header.write(known[0], known[1:]))
+    known = _known_after(start, recipe)
+    header |= noise_header.write(known[0] if known else NoiseSettings(), known)
     models.save(path, model, header)
     content = {"model": recipe.model, "replay_share": recipe.replay_share, "psnr": [row._asdict() for row in table]}
     write_atomically(folder / TABLE, (json.dumps(content, indent=1) + "\n").encode())
     bundle: Bundle | None = None
     if again is not None and images is not None:
         facts = {"data": recipe.data.name, "replay": old.name, "replay_share": recipe.replay_share}
-        given = Given(model, images, {"finetune": {**facts, "train": settings.model_dump(mode="json")}})
+        given = Given(model, images, {"finetune": {**facts, "train": settings.model_dump(mode="json")}}, known)
         (bundle,) = pipeline.compress(
             again, out=folder, force=force, resume=resume, progress=told, on_verdict=on_verdict, given=given
         )
     return Tuned(model, path, table, bundle)
+
+
+def _source(recipe: FinetuneRecipe) -> Path | None:
+    """The file that is tuned; None if it ships."""
+    return next((Path(name) for name in (recipe.weights, recipe.model) if name and Path(name).exists()), None)
+
+
+def _default_folder(start: _Start, recipe: FinetuneRecipe) -> Path:
+    """`runs/NAME-tuned`; of what lies in such a folder, `-tuned-2` and so on: each tuning has a folder of its own."""
+    own, name = _source(recipe), f"{start.name}-tuned"
+    above = "" if own is None else own.resolve().parent.name
+    found = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", above)
+    return Path("runs", name if found is None else f"{name}-{int(found[1] or 1) + 1}")
 
 
 def _start(recipe: FinetuneRecipe) -> _Start:
@@ -193,23 +206,52 @@ def _start(recipe: FinetuneRecipe) -> _Start:
             )
         weights = bundle.path(pipeline.WEIGHTS)
         model, terms = checkpoints.load(weights), licences.of_weights(weights)
-        older = noise_header.older(weights)
-    known = {name: value for name, value in manifest.recipe.items() if name in Recipe.model_fields}
-    made = make(Recipe, known, str(source))
-    noises = recipe.replay_noise or (made.noise.model_copy(update={"sigma": made.sigma}), *older)
-    return _Start(model, manifest.name, terms, noises, made)
+        known = () if recipe.replay_noise else noise_header.known(weights)
+    fields = {name: value for name, value in manifest.recipe.items() if name in Recipe.model_fields}
+    made = make(Recipe, fields, str(source))
+    if known is None:
+        known = (made.noise.model_copy(update={"sigma": made.sigma}),)
+    return _Start(model, manifest.name, terms, _replayed(recipe, known, source), made)
 
 
 def _known_noises(recipe: FinetuneRecipe, weights: str | Path) -> tuple[NoiseSettings, ...]:
-    """The noises that weights know, the last first: what the recipe says of them, or they themselves."""
-    return recipe.replay_noise or (noise_header.read(weights) or NoiseSettings(), *noise_header.older(weights))
+    """The noises that are replayed to weights: what the recipe names, or what they know, the last first."""
+    known = () if recipe.replay_noise else noise_header.known(weights)
+    if known is None:
+        known = (noise_header.read(weights) or NoiseSettings(),)
+    return _replayed(recipe, known, weights)
+
+
+def _replayed(
+    recipe: FinetuneRecipe, known: tuple[NoiseSettings, ...], source: str | Path
+) -> tuple[NoiseSettings, ...]:
+    """The noises of the old images. Raises: RecipeError: nobody knows them."""
+    found = noise_header.merged(recipe.replay_noise or known)
+    if found:
+        return found
+    if recipe.replay_share and not _paired(recipe.replay):
+        raise RecipeError(
+            f"{source} learned pairs, whose noise has no name: give --replay with their folder, replay_noise in a "
+            "recipe (--recipe), or --replay-share 0 to let it forget"
+        )
+    return (NoiseSettings(),)
+
+
+def _paired(folder: Path | None) -> bool:
+    return folder is not None and (folder / "noisy").is_dir()
+
+
+def _known_after(start: _Start, recipe: FinetuneRecipe) -> tuple[NoiseSettings, ...]:
+    """What the tuned model knows, the last first: what was not replayed is forgotten, and that of pairs has no name."""
+    new = () if _paired(recipe.data) or recipe.replay_share == 1 else (recipe.train.noise,)
+    kept = () if _paired(recipe.replay) or not recipe.replay_share else start.noises
+    return noise_header.merged((*new, *kept))
 
 
 def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -> Recipe:
     """The recipe of the new bundle: the old one without what was done to the network already."""
-    # Pairs bring a noise without a name: what the bundle can say that it knows is the old one.
-    named = not (recipe.data / "noisy").is_dir() or not recipe.replay_share
-    noise = recipe.train.noise if named else start.noises[0]
+    # Pairs bring a noise without a name: what the bundle's recipe can name is an old one.
+    noise = next(iter(_known_after(start, recipe)), recipe.train.noise) if _paired(recipe.data) else recipe.train.noise
     low, high = _levels(recipe, start.model.channels)
     lows, highs = zip(made.sigma, (low, high), *(n.sigma for n in start.noises if n.model == "gaussian"), strict=True)
     sigma = (min(lows), max(highs))
@@ -226,7 +268,7 @@ def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -
 def _levels(recipe: FinetuneRecipe, channels: int) -> tuple[float, float]:
     """The levels of the new noise in 8-bit units: as told of Gaussian noise, else as found in some batches."""
     settings = recipe.train
-    if settings.noise.model == "gaussian" and not (recipe.data / "noisy").is_dir():
+    if settings.noise.model == "gaussian" and not _paired(recipe.data):
         return settings.noise.sigma
     source = open_images(recipe.data, channels=channels, patch=settings.patch, seed=settings.seed)
     draw = Sampler(source, settings)
@@ -255,15 +297,18 @@ def _images(
     fresh = again.model_copy(update={"distillation": stage})
     seen = [noise.model_copy(update={"device_share": 1.0}) for noise in start.noises]
     known = [fresh.model_copy(update={"data": recipe.replay, "noise": n, "sigma": n.sigma}) for n in seen]
-    new_data, *old_data = (open_stage_data(told, channels) for told in (fresh, *known))
-    every = (new_data, *old_data)
+    if _paired(recipe.replay):
+        # One noise, of whatever levels.
+        known = [fresh.model_copy(update={"data": recipe.replay})]
+    new_data, first_old = open_stage_data(fresh, channels), open_stage_data(known[0], channels)
+    every = (new_data, first_old, *(open_stage_data(more, channels, first_old.source) for more in known[1:]))
     drawing = TrainSettings(
         batch=stage.batch,
         patch=stage.patch,
         seed=again.seed,
         noise=settings.noise.model_copy(update={"device_share": 1.0}),
     )
-    replayed = Replay(old_data[0].source, tuple(seen), recipe.replay_share)
+    replayed = Replay(first_old.source, tuple(seen[: len(known)]), recipe.replay_share)
     terms = licences.combine(*(Terms(data.licence, data.use) for data in every))
     joined = replace(
         new_data,
@@ -273,9 +318,9 @@ def _images(
         digest=" ".join(data.digest for data in every),
         licence=terms.licence,
         use=terms.use,
-        skipped=(*new_data.skipped, *old_data[0].skipped),
+        skipped=(*new_data.skipped, *first_old.skipped),
     )
-    return new_data.source, old_data[0].source, joined
+    return new_data.source, first_old.source, joined
 
 
 def _fields(golden: GoldenImages) -> tuple[Any, ...]:

@@ -207,8 +207,8 @@ def test_denoise_a_folder_into_a_folder(edgekit: Terminal, bundle: Path, photo: 
     shutil.copy(photo, source / "raw")
     said = edgekit("denoise", source, "-o", tmp_path / "out", "--model", bundle)
     assert said.code == 0
-    assert f"note: the images of folders in {source} are left out: raw\n" in said.err
-    assert f"note: left out of {source}: more, notes.txt; only files that end in .png, " in said.err
+    assert f"note: folders in {source} are not searched: more, raw\n" in said.err
+    assert f"note: left out of {source}: notes.txt; only files that end in .png, " in said.err
     assert files(tmp_path / "out") == {"a.png", "b.tif"}
     assert load(tmp_path / "out" / "b.tif").pixels.shape == (80, 80)
 

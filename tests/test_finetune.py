@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tune(place: Path, out: Path, **settings: Any) -> Tuned:
+def tune(place: Path, out: Path | None, **settings: Any) -> Tuned:
     train = {**QUICK, **LEARN, "steps": 250, "noise": PEPPER, "augment": AUGMENT}
     train |= settings.pop("train", {})
     given = {"model": str(place / "base.safetensors"), "data": place / "new", "replay": place / "old"}
@@ -164,12 +165,69 @@ def test_what_weights_know_is_the_old_noise(place: Path, tmp_path: Path) -> None
     # The third noise finds both of them known, the last one learned first.
     train = {**QUICK, "steps": 1, "noise": {**PEPPER, "density": [0.2, 0.2]}}
     again = finetune(make(FinetuneRecipe, {**given, "model": str(tuned.path), "train": train}), out=tmp_path / "again")
-    old = [row.noise for row in again.table if row.which == "old"]
-    assert old == [f"sigma {s}" for s in (5, 15, 25, 50)] + ["salt-and-pepper"]
-    assert [n.model for n in noise_header.older(again.path)] == ["gaussian", "salt-and-pepper"]
+    assert [row.noise for row in again.table if row.which == "old"] == ["sigma 25", "salt-and-pepper"]
+    known = noise_header.known(again.path) or ()
+    assert [(n.model, n.density[1], n.sigma) for n in known] == [
+        ("salt-and-pepper", 0.2, (0, 55)), ("gaussian", 0.1, (25, 25)), ("salt-and-pepper", 0.03, (0, 55))
+    ]  # fmt: skip
     # What was not shown again is not said to be known.
     alone = {**given, "model": str(tuned.path), "train": train, "replay_share": 0}
-    assert noise_header.older(finetune(make(FinetuneRecipe, alone), out=tmp_path / "alone").path) == ()
+    (last,) = noise_header.known(finetune(make(FinetuneRecipe, alone), out=tmp_path / "alone").path) or ()
+    assert last.density == (0.2, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "expected"), [(True, False, ["gaussian"]), (False, True, ["salt-and-pepper"]), (True, True, [])]
+)
+def test_the_noise_of_pairs_has_no_name(place: Path, tmp_path: Path, new: bool, old: bool, expected: list[str]) -> None:
+    for side in ("noisy", "clean"):
+        shutil.copytree(place / "old", tmp_path / "pairs" / side)
+    changes = {"train": {**QUICK, "steps": 1, "noise": PEPPER}}
+    given = {"data": tmp_path / "pairs" if new else place / "new", "replay": tmp_path / "pairs" if old else None}
+    tuned = tune(place, tmp_path / "run", **{**changes, **given})
+    assert [row.noise for row in tuned.table] == [
+        "its own" if new else "salt-and-pepper", "its own" if old else "sigma 25"
+    ]  # fmt: skip
+    known = noise_header.known(tuned.path)
+    assert known is not None
+    assert [noise.model for noise in known] == expected
+    if not expected:
+        further = {"model": str(tuned.path), "data": place / "new"}
+        with pytest.raises(RecipeError, match=r"model.safetensors learned pairs, whose noise has no name"):
+            finetune(make(FinetuneRecipe, further), out=tmp_path / "further")
+        assert not (tmp_path / "further").exists()
+
+
+def test_each_noise_is_known_once() -> None:
+    camera = NoiseSettings(model="camera", grain=(0, 2))
+    found = noise_header.merged(
+        [
+            camera,
+            NoiseSettings(sigma=(0, 20)),
+            camera.model_copy(update={"sigma": (3, 9)}),
+            NoiseSettings(sigma=(5, 40)),
+        ]
+    )
+    assert [(noise.model, noise.sigma) for noise in found] == [("camera", (0, 55)), ("gaussian", (0, 40))]
+    assert noise_header.merged([camera, NoiseSettings(model="camera")])[1].grain == (0, 1)
+
+
+def test_a_tuning_of_what_was_tuned_has_a_folder_of_its_own(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = {"steps": 1, "save_every": 1}
+    first = tune(place, None, train=settings)
+    assert first.path == Path("runs/base-tuned/model.safetensors")
+    shutil.copy(first.path, "runs/base-tuned/base.safetensors")
+    for _ in range(2):
+        last = tune(place, None, train=settings, model="runs/base-tuned/base.safetensors")
+        assert last.path == Path("runs/base-tuned-2/model.safetensors")
+        shutil.rmtree("runs/base-tuned-2")
+    recipe = make(FinetuneRecipe, {"model": str(first.path), "data": place / "new"})
+    with pytest.raises(RecipeError, match=r"model.safetensors lies in runs.base-tuned, whose run --force would throw"):
+        finetune(recipe, out=Path("runs/base-tuned"), force=True)
+    assert first.path.exists()
 
 
 def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_path: Path) -> None:
@@ -199,7 +257,8 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
         known = noise_header.read(path)
         assert known is not None
         assert (known.model, known.density) == ("salt-and-pepper", (0.03, 0.03))
-        assert [(n.model, n.sigma) for n in noise_header.older(path)] == [("gaussian", (25, 25))]
+        all_known = noise_header.known(path) or ()
+        assert [(n.model, n.sigma[1]) for n in all_known] == [("salt-and-pepper", 55), ("gaussian", 25)]
 
 
 def test_a_bundle_without_weights_says_what_to_do(bundle: Path, tmp_path: Path) -> None:

@@ -400,7 +400,9 @@ def test_a_small_network_is_not_pruned_unless_told(name: str, pruned: bool) -> N
     assert ("prune" in [stage.stage for stage in pipeline.plan(told)]) != pruned
 
 
-def test_weights_are_compressed_on_the_noise_they_were_trained_on(tmp_path: Path) -> None:
+def test_weights_are_compressed_on_the_noise_they_were_trained_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = tmp_path / "mine.safetensors"
     trained_on = NoiseSettings(model="camera", grain=(0.5, 2), sigma=(3, 9), device_share=0.25)
     checkpoints.save(path, create("dsunet-n"), noise_header.write(trained_on))
@@ -415,6 +417,11 @@ def test_weights_are_compressed_on_the_noise_they_were_trained_on(tmp_path: Path
     assert noise(noise={}) == "gaussian"
     settled = pipeline._settled(recipe(path), create("dsunet-n")).noise
     assert settled == trained_on.model_copy(update={"sigma": NoiseSettings().sigma, "device_share": 1.0})
+    # It would forget the others.
+    both = (trained_on, NoiseSettings(sigma=(0, 20)))
+    checkpoints.save(path, create("dsunet-n"), noise_header.write(trained_on, both))
+    assert noise() == "camera"
+    assert "mine.safetensors knows camera and gaussian noise; this run is for the first alone" in caplog.text
     checkpoints.save(path, create("dsunet-n"), {"noise": '{"model": "camera", "smear": 2}'})
     with pytest.raises(
         CheckpointError, match=r'mine.safetensors says .* the noise \{"model": .*give noise in a recipe'

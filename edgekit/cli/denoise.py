@@ -47,7 +47,7 @@ def denoise(
     if iso is not None and level != "auto":
         raise RecipeError(f"--iso {iso:g} and --sigma {sigma}: both name a noise level; give one of them")
     jobs = plan(images, out, force=force)
-    _tell_left_out(images, {source for source, _ in jobs})
+    _tell_left_out(images, {source for source, _ in jobs}, out)
     # One image should be done soon; of many, the last one should.
     hint = "latency" if len(jobs) == 1 else "throughput"
 
@@ -188,26 +188,17 @@ def plan(sources: Sequence[Path], out: Path, *, force: bool) -> list[tuple[Path,
     return pairs
 
 
-def _tell_left_out(sources: Sequence[Path], taken: Set[Path]) -> None:
+def _tell_left_out(sources: Sequence[Path], taken: Set[Path], out: Path) -> None:
     """Say what of each folder is not among the images that are taken, so that nobody takes the result for all of it."""
     for folder in (source for source in sources if source.is_dir()):
         left = [path for path in sorted(folder.iterdir()) if path not in taken and path.name[0] != "."]
-        inner = [path.name for path in left if _holds_images(path)]
-        others = [path.name for path in left if path.name not in inner]
+        inner = [path.name for path in left if path.is_dir() and path.resolve() != out.resolve()]
+        others = [path.name for path in left if not path.is_dir()]
         if others:
-            kinds = ", ".join(files.FORMATS)
-            typer.echo(
-                f"note: left out of {folder}: {_some(others)}; only files that end in {kinds} are read", err=True
-            )
+            told = f"{_some(others)}; only files that end in {', '.join(files.FORMATS)} are read"
+            typer.echo(f"note: left out of {folder}: {told}", err=True)
         if inner:
-            typer.echo(f"note: the images of folders in {folder} are left out: {_some(inner)}", err=True)
-
-
-def _holds_images(path: Path) -> bool:
-    try:
-        return path.is_dir() and any(inner.suffix.lower() in files.FORMATS for inner in path.iterdir())
-    except OSError:
-        return False  # of another user's
+            typer.echo(f"note: folders in {folder} are not searched: {_some(inner)}", err=True)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
-from edgekit.compress.fake_quant import ChannelWeights, LearnedRange
+from edgekit.compress.fake_quant import ChannelWeights, LearnedRange, Pairs
 from edgekit.compress.pt2e import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import RecipeError
@@ -82,24 +82,32 @@ def _weights(scheme: Scheme, convolution: Node) -> QuantizationSpec:
     )
 
 
-def _without_saturation(convolution: Node) -> tuple[int, str | None]:
-    """Bits of a layer's weights, and which of its inputs kernels may take two by two (see `ChannelWeights`), None if
-    they take each alone: as oneDNN's int8 convolutions were found to (tests/targets/test_openvino_saturation.py).
+def _without_saturation(convolution: Node) -> tuple[int, Pairs | None]:
+    """Bits of a layer's weights, and which of its inputs kernels may take two by two, None if they take each alone: as
+    oneDNN's int8 convolutions were found to (tests/targets/test_openvino_saturation.py).
     """
     weight = _node(convolution.args[1]).meta["val"]
     groups = convolution.args[6] if len(convolution.args) > 6 else 1
-    if convolution.target is torch.ops.aten.conv2d.default and weight.shape[1] == 1 and groups == weight.shape[0]:
+    inputs = weight.shape[1]
+    if convolution.target is torch.ops.aten.conv2d.default and inputs == 1 and groups == weight.shape[0]:
         return 8, None  # depthwise
     # Numbers of channels that fours do not divide are padded, or run on into the next tap.
-    if convolution.target is not torch.ops.aten.conv2d.default or weight.shape[1] % 4:
+    if convolution.target is not torch.ops.aten.conv2d.default or inputs % 4:
         return 7, None
     source = _node(convolution.args[0])
+    as_here = tuple(range(inputs))
+    if source.target is torch.ops.aten.pixel_unshuffle.default:
+        # It becomes SpaceToDepth, which counts the place in the block first, if only convolutions read it
+        # (targets/onnx_layout.py).
+        block = int(source.args[1])  # type: ignore[arg-type]
+        renumbered = tuple(torch.arange(inputs).view(-1, block * block).T.flatten().tolist())
+        return 8, (renumbered,) if all(user.target in CONVOLUTIONS for user in source.users) else (as_here, renumbered)
     while source.target in MOVES:
-        # A pixel-unshuffle becomes SpaceToDepth, which numbers channels differently (targets/onnx_layout.py).
+        # What else moves channels may be written in ways that number them anew.
         if source.target in _REORDERED:
             return 8, "any"
         source = _node(source.args[0])
-    return 8, "neighbours"
+    return 8, (as_here,)
 
 
 class SchemeQuantizer(Quantizer):  # type: ignore[misc]

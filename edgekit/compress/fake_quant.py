@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from edgekit.compress.pt2e import FakeQuantizeBase
+
+# Which inputs of a convolution kernels may take together: numbers of channels in orders of which they take the first
+# and the second, the third and the fourth, ...; or any two.
+Pairs: TypeAlias = tuple[tuple[int, ...], ...] | Literal["any"]
 
 # Ranges of no width would divide by zero.
 _TINY = 1e-8
@@ -144,13 +148,11 @@ class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
     Args:
         bits: 8, or 7 for reduced range.
         axis: which one counts output channels: 0, or 1 of a transposed convolution.
-        pairs: choose scales so that of any two inputs at one tap - "neighbours": 2k and 2k + 1, "any": whichever they
-            are - the integers of one sign add up to 128 at most: 255 times that fits 16 bits. None: no such limit.
+        pairs: choose scales so that of two inputs that are taken together at one tap the integers of one sign add up
+            to 128 at most: 255 times that fits 16 bits. None: no such limit.
     """
 
-    def __init__(
-        self, bits: int = 8, axis: int = 0, pairs: Literal["neighbours", "any"] | None = None, **_: Any
-    ) -> None:
+    def __init__(self, bits: int = 8, axis: int = 0, pairs: Pairs | None = None, **_: Any) -> None:
         super().__init__()
         self.dtype = torch.int8
         self.quant_max = 2 ** (bits - 1) - 1
@@ -181,12 +183,11 @@ class ChannelWeights(FakeQuantizeBase):  # type: ignore[misc]
         if self.pairs is not None:
             # Rounding adds a half to each of two.
             signs = torch.stack((reach.clamp(min=0), (-reach).clamp(min=0)))
-            two = (
-                (signs[:, :, 0::2], signs[:, :, 1::2])
-                if self.pairs == "neighbours"
-                else signs.topk(2, 2).values.unbind(2)
-            )
-            reach = (two[0] + two[1]).amax(0)
+            if self.pairs == "any":
+                sums = signs.topk(2, 2).values.sum(2, keepdim=True)
+            else:
+                sums = torch.cat([signs[:, :, order[0::2]] + signs[:, :, order[1::2]] for order in self.pairs], 2)
+            reach = sums.amax(0)
         peak = reach.abs().transpose(0, self.ch_axis).flatten(1).amax(1)
         floor = (peak.amax() * _LEAST_CHANNEL).clamp_min(_TINY)
         scale: Tensor = torch.maximum(peak, floor) / self.quant_max

@@ -25,7 +25,7 @@ from torch.fx import Interpreter, Node
 from edgekit.compress.annotate import CONVOLUTIONS
 from edgekit.compress.batches import Batch, Progress, silent
 from edgekit.compress.bias_correction import outputs
-from edgekit.compress.fake_quant import ChannelWeights
+from edgekit.compress.fake_quant import ChannelWeights, Pairs
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.share import own_error
 from edgekit.models.base import DenoiserModel
@@ -214,15 +214,13 @@ def _descend(quantizer: ChannelWeights, weight: Tensor, seen: _Seen, *, centred:
     return integers.reshape(weight.shape).to(weight.dtype)
 
 
-def _taken_together(integers: Tensor, k: int, taps: int, pairs: str) -> Tensor:
-    """The integers that a kernel takes together with its input k, [groups, out, others]: at the same tap those of all
-    other channels, or of channels 2c and 2c + 1 the other one, if there is one.
-    """
+def _taken_together(integers: Tensor, k: int, taps: int, pairs: Pairs) -> Tensor:
+    """The integers that a kernel may take together with its input k, [groups, out, others]: others at the same tap."""
     channel, tap = divmod(k, taps)
     at_tap = integers[:, :, tap::taps]
-    if pairs == "neighbours":
-        return at_tap[:, :, channel ^ 1 : (channel ^ 1) + 1]
-    return torch.cat((at_tap[:, :, :channel], at_tap[:, :, channel + 1 :]), 2)
+    if pairs == "any":
+        return torch.cat((at_tap[:, :, :channel], at_tap[:, :, channel + 1 :]), 2)
+    return at_tap[:, :, [order[order.index(channel) ^ 1] for order in pairs]]
 
 
 def _beside(wanted: Tensor, others: Tensor, high: int) -> Tensor:

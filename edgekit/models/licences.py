@@ -125,10 +125,12 @@ def header(made_of: Iterable[Terms], shown: Iterable[str]) -> dict[str, str]:
 
     Args:
         made_of: the terms of everything that they learned from.
-        shown: the images by name, first those of the weights that they began as; empty names and repeats are dropped.
+        shown: the images by name, first those of the weights that they began as, which may be a list with commas;
+            empty names and repeats are dropped.
     """
     terms = combine(*made_of)
-    seen = ", ".join(dict.fromkeys(filter(None, shown)))
+    # What earlier weights were shown is such a list already.
+    seen = ", ".join(dict.fromkeys(filter(None, ", ".join(shown).split(", "))))
     return {"licence": terms.licence, "use": terms.use, "trained_on": seen, "edgekit": __version__}
 
 

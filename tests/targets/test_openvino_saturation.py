@@ -17,7 +17,7 @@ pytest.importorskip("onnx")
 
 import onnx
 
-from edgekit.compress.fake_quant import ChannelWeights
+from edgekit.compress.fake_quant import ChannelWeights, Pairs
 
 SIDE = 24
 _RUN = """
@@ -105,23 +105,26 @@ def test_without_the_limit_they_saturate(tmp_path: Path) -> None:
     assert wrong_by(pairs("positive", 127, 127), 1, "AVX2", tmp_path) > 10
 
 
-@pytest.mark.parametrize("kind", ["neighbours", "any"])
-def test_quantized_weights_keep_the_limit(kind: str) -> None:
+MIXED = (5, 0, 1, 9, 2, 3, 11, 4, 6, 8, 7, 10)
+
+
+@pytest.mark.parametrize("pairs", ["any", (tuple(range(12)),), (tuple(range(12)), MIXED)])
+def test_quantized_weights_keep_the_limit(pairs: Pairs) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 12, 3, 3, generator=generator) ** 3
     weight[0] = 1  # all alike: the worst there is
-    quantizer = ChannelWeights(pairs=kind)  # type: ignore[arg-type]
+    quantizer = ChannelWeights(pairs=pairs)
     quantizer(weight)
     integers = (weight / quantizer.scale.view(-1, 1, 1, 1)).round().int()
     assert integers.abs().max() > 100
-    order = (
-        [(2 * k, 2 * k + 1) for k in range(6)]
-        if kind == "neighbours"
-        else torch.combinations(torch.arange(12)).tolist()
+    two = (
+        torch.combinations(torch.arange(12)).tolist()
+        if pairs == "any"
+        else [order[2 * k : 2 * k + 2] for order in pairs for k in range(6)]
     )
     for sign in (1, -1):
         kept = (sign * integers).clamp(min=0)
-        assert max(int((kept[:, a] + kept[:, b]).max()) for a, b in order) <= 128
+        assert max(int((kept[:, a] + kept[:, b]).max()) for a, b in two) <= 128
     plain = ChannelWeights()
     plain(weight)
     assert ((plain.scale <= quantizer.scale) & (quantizer.scale < 2.01 * plain.scale)).all()
