@@ -17,7 +17,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("memory") / "tiny.edgekit")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not tell a process its memory peak as POSIX does")
 def test_it_is_the_models_and_not_this_process(written: Path) -> None:
     # On Linux a child's ru_maxrss begins at its parent's: with that as the measure nothing would be left here.
     ballast = np.ones(300_000_000, np.uint8)

@@ -168,6 +168,8 @@ def test_lpips_needs_vgg16(vgg: Path) -> None:
 
 
 def test_an_unknown_loss_is_named() -> None:
+    # Two lists, because losses stand below the features that some of them are made of.
+    assert set(losses.LEARNED) == set(feature_loss.KINDS)
     with pytest.raises(UnknownNameError, match="unknown loss 'frequenzy': .*did you mean 'frequency'"):
         losses.weighted({"frequenzy": 1.0}, images(), images())
 
