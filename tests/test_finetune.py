@@ -212,6 +212,19 @@ def test_each_noise_is_known_once() -> None:
     assert noise_header.merged([camera, NoiseSettings(model="camera")])[1].grain == (0, 1)
 
 
+def test_replayed_noises_are_one_or_a_list() -> None:
+    given = {"model": "dsunet-n", "data": "photos"}
+    for noises, expected in (
+        ({"model": "jpeg"}, ["jpeg"]),
+        ([{"model": "jpeg"}, {"sigma": [0, 9]}], ["jpeg", "gaussian"]),
+        (None, []),
+    ):
+        found = make(FinetuneRecipe, {**given, "replay_noise": noises}).replay_noise
+        assert [noise.model for noise in found] == expected
+    with pytest.raises(RecipeError, match="replay_noise"):
+        make(FinetuneRecipe, {**given, "replay_noise": [{"model": "jpeg", "smear": 2}]})
+
+
 def test_a_tuning_of_what_was_tuned_has_a_folder_of_its_own(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
