@@ -594,8 +594,9 @@ def _export(
     written = {name: files / name for v in lowered.variants for name in v.files}
     written |= {name: _text_file(files / name, text) for name, text in target.extras(manifest).items()}
     written[WEIGHTS] = files / WEIGHTS
-    terms = {"licence": "; ".join(f"{k}: {v}" for k, v in manifest.licences.items() if k != "use")}
-    terms |= {"use": manifest.licences["use"], "edgekit": __version__}
+    use = manifest.licences["use"]
+    parts = [licences.Terms(words, use) for role, words in manifest.licences.items() if role != "use"]
+    terms = {"licence": licences.combine(*parts).licence, "use": use, "edgekit": __version__}
     terms |= noise_header.write(recipe.noise, run.known)
     checkpoints.save(written[WEIGHTS], compressed, terms)
     return _Exported(target, manifest, golden, written, outputs)

@@ -463,6 +463,8 @@ class FinetuneRecipe(Settings):
     replay_noise: Annotated[tuple[NoiseSettings, ...], BeforeValidator(_listed)] = ()
     # Of each batch; 0 replays nothing.
     replay_share: Probability = 0.5
+    # Of the new bundle, e.g. {steps: 600}; what is not named is as the old bundle was made.
+    quantization: QuantizeSettings | None = None
     # Refuse weights and images that are for research or non-commercial use alone, or do not say.
     license_clean: bool = False
     train: Annotated[TuneSettings, AfterValidator(_supervised)] = TuneSettings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ import torch
 import yaml
 
 from edgekit import models, noise_header, pipeline
-from edgekit.bundle import reader
+from edgekit.bundle import reader, writer
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, Tiles, noisy_tiles
 from edgekit.errors import BundleError, OutputExistsError, RecipeError
@@ -32,6 +33,8 @@ from edgekit.train.replay import Mixed, Replay
 from edgekit.train.sampling import Sampler
 from edgekit.train.state import FILE, weights_digest
 from edgekit.train.validation import evaluate, validation_levels
+
+_log = logging.getLogger(__name__)
 
 WEIGHTS, RECIPE, TABLE = "model.safetensors", "recipe.yaml", "finetune.json"
 # Batches that are looked at for the levels of a noise.
@@ -103,8 +106,8 @@ def finetune(
     """
     start = _start(recipe)
     folder = _default_folder(start, recipe) if out is None else out
-    if force and (own := _source(recipe)) is not None and own.resolve().parent == folder.resolve():
-        raise RecipeError(f"{own} lies in {folder}, whose run --force would throw away: name another folder (--out)")
+    if (own := _source(recipe)) is not None and own.resolve().parent == folder.resolve():
+        raise RecipeError(f"{own} lies in {folder}, where the new run would replace it: name another folder (--out)")
     existing = [folder / name for name in _OURS if (folder / name).exists()]
     if existing and not (resume or force):
         raise OutputExistsError(
@@ -117,6 +120,10 @@ def finetune(
         licences.check_clean(parts)
         if recipe.replay_share:
             licences.check_clean({"data": (str(recipe.replay or "built-in"), licences.of_images(recipe.replay))})
+    if start.recipe is not None and not resume:
+        writer.check_free(folder / f"{start.name}-{start.recipe.target}.edgekit", force)
+    if not recipe.replay_share or _paired(recipe.replay):
+        _log.warning("not shown again, and so forgotten: %s noise", " and ".join(n.model for n in start.noises))
     settings: TrainSettings = recipe.train
     told = progress or silent
     told("images", 0, 1)
@@ -226,6 +233,10 @@ def _replayed(
     recipe: FinetuneRecipe, known: tuple[NoiseSettings, ...], source: str | Path
 ) -> tuple[NoiseSettings, ...]:
     """The noises of the old images. Raises: RecipeError: nobody knows them."""
+    if recipe.replay_noise and _paired(recipe.replay):
+        raise RecipeError(
+            f"replay_noise means nothing to --replay {recipe.replay}, whose pairs bring their own noise: leave one out"
+        )
     found = noise_header.merged(recipe.replay_noise or known)
     if found:
         return found
@@ -256,6 +267,9 @@ def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -
     lows, highs = zip(made.sigma, (low, high), *(n.sigma for n in start.noises if n.model == "gaussian"), strict=True)
     sigma = (min(lows), max(highs))
     _, distillation, quantization = pipeline.settings_of(made)
+    if recipe.quantization is not None:
+        named = {name: getattr(recipe.quantization, name) for name in recipe.quantization.model_fields_set}
+        quantization = quantization.model_copy(update=named)
     changes = {
         "model": start.name, "weights": weights, "teacher": "none", "data": recipe.data, "sigma": sigma, "prune": 0.0,
         "noise": noise.model_copy(update={"sigma": sigma, "device_share": 1.0}), "steps": None,
@@ -301,7 +315,9 @@ def _images(
         # One noise, of whatever levels.
         known = [fresh.model_copy(update={"data": recipe.replay})]
     new_data, first_old = open_stage_data(fresh, channels), open_stage_data(known[0], channels)
-    every = (new_data, first_old, *(open_stage_data(more, channels, first_old.source) for more in known[1:]))
+    others = (first_old, *(open_stage_data(more, channels, first_old.source) for more in known[1:]))
+    # What is not shown again is forgotten, and the bundle is not for it.
+    every = (new_data, *others) if recipe.replay_share else (new_data,)
     drawing = TrainSettings(
         batch=stage.batch,
         patch=stage.patch,

@@ -179,12 +179,19 @@ def test_what_weights_know_is_the_old_noise(place: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("new", "old", "expected"), [(True, False, ["gaussian"]), (False, True, ["salt-and-pepper"]), (True, True, [])]
 )
-def test_the_noise_of_pairs_has_no_name(place: Path, tmp_path: Path, new: bool, old: bool, expected: list[str]) -> None:
+def test_the_noise_of_pairs_has_no_name(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, new: bool, old: bool, expected: list[str]
+) -> None:
     for side in ("noisy", "clean"):
         shutil.copytree(place / "old", tmp_path / "pairs" / side)
-    changes = {"train": {**QUICK, "steps": 1, "noise": PEPPER}}
-    given = {"data": tmp_path / "pairs" if new else place / "new", "replay": tmp_path / "pairs" if old else None}
-    tuned = tune(place, tmp_path / "run", **{**changes, **given})
+    changes = {"train": {**QUICK, "steps": 1, "noise": PEPPER}, "data": tmp_path / "pairs" if new else place / "new"}
+    if old:
+        changes |= {"replay": tmp_path / "pairs"}
+        with pytest.raises(RecipeError, match="replay_noise means nothing to --replay .*pairs"):
+            tune(place, tmp_path / "run", **changes)
+        changes |= {"replay_noise": None}
+    tuned = tune(place, tmp_path / "run", **changes)
+    assert ("not shown again, and so forgotten: gaussian noise" in caplog.text) == old
     assert [row.noise for row in tuned.table] == [
         "its own" if new else "salt-and-pepper", "its own" if old else "sigma 25"
     ]  # fmt: skip
@@ -238,7 +245,9 @@ def test_a_tuning_of_what_was_tuned_has_a_folder_of_its_own(
         assert last.path == Path("runs/base-tuned-2/model.safetensors")
         shutil.rmtree("runs/base-tuned-2")
     recipe = make(FinetuneRecipe, {"model": str(first.path), "data": place / "new"})
-    with pytest.raises(RecipeError, match=r"model.safetensors lies in runs.base-tuned, whose run --force would throw"):
+    with pytest.raises(
+        RecipeError, match=r"model.safetensors lies in runs.base-tuned, where the new run would replace"
+    ):
         finetune(recipe, out=Path("runs/base-tuned"), force=True)
     assert first.path.exists()
 
@@ -246,8 +255,12 @@ def test_a_tuning_of_what_was_tuned_has_a_folder_of_its_own(
 def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_path: Path) -> None:
     train = {**QUICK, **LEARN, "steps": 60, "noise": PEPPER, "augment": AUGMENT}
     settings = {"model": str(bundle), "data": place / "new", "replay": place / "old", "train": train}
+    settings["quantization"] = {"steps": 40}
     tuned = finetune(make(FinetuneRecipe, settings), out=tmp_path / "run")
     assert tuned.bundle is not None
+    made = tuned.bundle.manifest.recipe["quantization"]
+    # The rest is as the old bundle was made.
+    assert (made["steps"], made["calibration_batches"]) == (40, 4)
     assert tuned.bundle.source == tmp_path / "run" / "dsunet-n-tflite.edgekit"
     # It is the pruned network that goes on.
     with reader.read(bundle) as old:
@@ -272,6 +285,29 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
         assert (known.model, known.density) == ("salt-and-pepper", (0.03, 0.03))
         all_known = noise_header.known(path) or ()
         assert [(n.model, n.sigma[1]) for n in all_known] == [("salt-and-pepper", 55), ("gaussian", 25)]
+
+
+def test_a_bundle_that_is_in_the_way_is_found_before_training(place: Path, bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "dsunet-n-tflite.edgekit").mkdir()
+    given = {"model": str(bundle), "data": place / "new", "train": {**QUICK, "steps": 1}}
+    with pytest.raises(OutputExistsError, match=r"dsunet-n-tflite.edgekit exists: give --force to replace it"):
+        finetune(make(FinetuneRecipe, given), out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["dsunet-n-tflite.edgekit"]
+
+
+def test_flags_that_would_do_nothing_are_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pairs" / "noisy").mkdir(parents=True)
+    for words, expected in (
+        (
+            ["--data", str(place / "new"), "--noise", "jpeg", "--sigma", "5:10"],
+            "--sigma 5:10 means nothing to jpeg noise",
+        ),
+        (["--data", str(tmp_path / "pairs"), "--noise", "jpeg"], "its pairs bring their own noise"),
+    ):
+        assert run(["finetune", "dsunet-n", *words]) == 2
+        assert expected in capsys.readouterr().err
 
 
 def test_a_bundle_without_weights_says_what_to_do(bundle: Path, tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ def finetune(
         raise RecipeError(
             "finetune what, on which images? Give both: edgekit finetune build/dsunet-s-tflite.edgekit --data photos"
         )
+    if noise not in (None, "gaussian") and sigma is not None:
+        raise RecipeError(f"--sigma {sigma} means nothing to {noise} noise: leave it out, or --noise")
+    if data is not None and (Path(data) / "noisy").is_dir() and (noise is not None or sigma is not None):
+        raise RecipeError(
+            f"--noise and --sigma mean nothing to {data}: its pairs bring their own noise; leave them out"
+        )
     settings = {"steps": steps, "batch": batch, "patch": patch, "learning_rate": learning_rate, "seed": seed}
     added = {name: value for name, value in (("model", noise), ("sigma", sigma)) if value is not None}
     found: list[Verdict] = []

@@ -41,7 +41,8 @@ def profile(
         make(Recipe, yaml.safe_load(recipe), _RECIPE)
     notes = [f"skipped: {why}" for why in skipped]
     if left:
-        notes.append(f"left out, no ISO in the name: {', '.join(left)}")
+        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
+        notes.append(f"left out, no ISO in the name: {shown}")
     if any(p.correlated for p in found):
         notes.append("correlated noise: the lines are too low; sigma is the estimate of --sigma auto")
     if len({p.correlated for p in found}) > 1:

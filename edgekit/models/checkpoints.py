@@ -103,7 +103,9 @@ def metadata(source: str | Path) -> dict[str, str]:
     return _read(path)[1] if path.suffix == ".safetensors" else {}
 
 
-def save(path: Path, model: DenoiserModel, metadata: Mapping[str, str] | None = None, *, half: bool = False) -> None:
+def save(
+    path: str | Path, model: DenoiserModel, metadata: Mapping[str, str] | None = None, *, half: bool = False
+) -> None:
     """Write a .safetensors file that `load` rebuilds the model from, whole or not at all.
 
     Args:
@@ -114,6 +116,7 @@ def save(path: Path, model: DenoiserModel, metadata: Mapping[str, str] | None = 
     """
     from safetensors.torch import save as to_bytes
 
+    path = Path(path)
     kind = torch.float16 if half else torch.float32
     state = {k: _cast(v.detach().cpu(), kind) for k, v in model.state_dict().items()}
     _check_finite(state, path)

@@ -116,7 +116,8 @@ def stated(path: Path) -> Terms | None:
 
 def combine(*parts: Terms) -> Terms:
     """The terms of what is made from several things: all their words, and the most restricted use."""
-    licence = "; ".join(dict.fromkeys(part.licence for part in parts))
+    # What is made of several things is itself such a list.
+    licence = "; ".join(dict.fromkeys(words for part in parts for words in part.licence.split("; ")))
     return Terms(licence, _worst(part.use for part in parts))
 
 

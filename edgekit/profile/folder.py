@@ -50,7 +50,8 @@ class IsoProfile:
 
 
 def iso_folders(folder: Path) -> tuple[list[IsoFolder], list[str]]:
-    """The images below a folder by ISO, the lowest first, and the names of folders that say none.
+    """The images below a folder by ISO, the lowest first, and the names of what is left out: folders that say none, and
+    where there are folders that do, images beside them.
 
     A folder without subfolders that are named after an ISO is taken whole.
 
@@ -68,9 +69,11 @@ def iso_folders(folder: Path) -> tuple[list[IsoFolder], list[str]]:
             named[iso] = path
     if not named:
         own = _ISO.fullmatch(folder.resolve().name)
-        return [IsoFolder(int(own[1]) if own else None, tuple(images.list_images(folder)))], []
+        left = [path.name for path in below]
+        return [IsoFolder(int(own[1]) if own else None, tuple(images.list_images(folder)))], left
     found = [IsoFolder(iso, tuple(images.list_images(named[iso]))) for iso in sorted(named)]
-    return found, [path.name for path in below if path not in named.values()]
+    beside = (p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in images.FORMATS)
+    return found, [path.name for path in (*below, *beside) if path not in named.values() and path.name[0] != "."]
 
 
 def measure(

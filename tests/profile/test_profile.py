@@ -73,6 +73,8 @@ def test_folders_are_sorted_by_iso(tmp_path: Path) -> None:
     found, left = iso_folders(tmp_path)
     assert [folder.iso for folder in found] == [100, 800, 3200]
     assert left == ["notes"]
+    (tmp_path / "loose.png").touch()
+    assert iso_folders(tmp_path)[1] == ["notes", "loose.png"]
     assert iso_folders(tmp_path / "ISO100")[0][0].iso == 100
     assert iso_folders(tmp_path / "notes")[0][0].iso is None
     (tmp_path / "ISO 800").mkdir()
