@@ -161,7 +161,11 @@ def finetune(
     write_atomically(folder / TABLE, (json.dumps(content, indent=1) + "\n").encode())
     bundle: Bundle | None = None
     if again is not None and images is not None:
-        facts = {"data": recipe.data.name, "replay": old.name, "replay_share": recipe.replay_share}
+        nameless = ["the pairs' own"] if new.paired or (old.paired and recipe.replay_share) else []
+        facts = {
+            "data": recipe.data.name, "replay": old.name, "replay_share": recipe.replay_share,
+            "noises": nameless + [noise.model for noise in known],
+        }  # fmt: skip
         given = Given(model, images, {"finetune": {**facts, "train": settings.model_dump(mode="json")}}, known)
         (bundle,) = pipeline.compress(
             again, out=folder, force=force, resume=resume, progress=told, on_verdict=on_verdict, given=given

@@ -276,6 +276,8 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
     assert tuned.bundle.manifest.licences["use"] == "owner"
     verdict = check(tuned.bundle.folder)
     assert verdict.passed, verdict.reasons
+    card = (tuned.bundle.folder / "card.md").read_text()
+    assert "- made for noise: salt-and-pepper and gaussian, sigma" in card
     # And again.
     assert pipeline.WEIGHTS in tuned.bundle.manifest.files
     # Both files of weights know the noise that they learned last.

@@ -88,6 +88,9 @@ def _range(manifest: Manifest) -> str:
 def _noise(manifest: Manifest) -> str:
     noise = manifest.recipe.get("noise")
     name = noise.get("model") if isinstance(noise, dict) else noise
+    tuned = manifest.recipe.get("finetune")
+    if isinstance(tuned, dict) and tuned.get("noises"):
+        name = " and ".join(map(str, tuned["noises"]))
     return f"{name if isinstance(name, str) else 'see the recipe'}, sigma {_range(manifest)} in 8-bit units"
 
 

@@ -166,10 +166,17 @@ def judge(
     return tuple(reasons)
 
 
+_LEVELS, _WORST = 6, 3
+
+
 def _explain_drop(
     table: Sequence[SigmaRow], total: SigmaRow, thresholds: Thresholds, sensitivity: Sequence[Sensitivity]
 ) -> str:
-    levels = ", ".join(f"{row.total_drop:.2f} at sigma {row.sigma:.3g}" for row in table)
+    # Noise without fixed levels has one for each tile.
+    shown = table if len(table) <= _LEVELS else sorted(table, key=lambda row: -row.total_drop)[:_WORST]
+    levels = ", ".join(f"{row.total_drop:.2f} at sigma {row.sigma:.3g}" for row in shown)
+    if len(shown) < len(table):
+        levels = f"of {len(table)} levels most at {len(shown)}: {levels}"
     text = f"total drop {total.total_drop:.3f} dB, {thresholds.max_drop:g} dB allowed ({levels}): "
     if total.quantization_drop > total.total_drop / 2:
         blamed = guilty(sensitivity)

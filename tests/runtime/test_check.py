@@ -294,6 +294,13 @@ def test_the_rule_judges_the_mean_over_the_levels() -> None:
     assert reason.startswith("total drop 0.500 dB, 0.49 dB allowed (0.60 at sigma 5, 0.40 at sigma 50): ")
 
 
+def test_of_many_levels_the_worst_are_named() -> None:
+    table = [replace(ROWS[0], sigma=float(s), device=37.0 + 0.01 * s) for s in range(10, 30)]
+    (reason,) = judge(table, EXACT, 1.0, Thresholds(0.5), ())
+    expected = "(of 20 levels most at 3: 0.90 at sigma 10, 0.89 at sigma 11, 0.88 at sigma 12): "
+    assert expected in reason
+
+
 def test_a_drop_by_quantization_names_what_is_to_blame_the_cause_and_the_fix() -> None:
     few = Sensitivity("up.0", "activations", {"5": 0.2, "50": 0.1}, "its range is set by 2 of 24 channels")
     low = Sensitivity("tail", "activations", {"5": 0.3, "15": 0.03, "25": 0.0, "50": 0.0})
