@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgekit._version import __version__
 from edgekit.extras import EXTRAS, pip_line
+from edgekit.shortened import shortened
 
 # Instructions that 8-bit kernels live on, as Linux names them, x86 first, then ARM.
 _INT8_FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve", "sme")
@@ -88,8 +89,7 @@ def _train() -> Finding:
     libraries = [library for library, extra in EXTRAS.items() if extra == "train"]
     missing = [library for library in libraries if importlib.util.find_spec(library) is None]
     if missing:
-        more = f" and {len(missing) - 2} more" if len(missing) > 2 else ""
-        return Finding("train", "train", False, f"not installed: {', '.join(missing[:2])}{more}", pip_line("train"))
+        return Finding("train", "train", False, f"not installed: {shortened(missing, 2)}", pip_line("train"))
     try:
         return Finding("train", "train", True, f"torch {_version('torch')}, {_accelerator()}")
     except (ImportError, OSError) as error:

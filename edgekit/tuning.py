@@ -197,7 +197,7 @@ def _start(recipe: FinetuneRecipe) -> _Start:
         model = checkpoints.load(name, None if "arch" in checkpoints.metadata(name) else recipe.model)
         if (owner := checkpoints.preset(recipe.model)) in models.names():
             pipeline.check_fits(model, owner, str(name))
-        return _Start(model, Path(recipe.model).stem, licences.of_weights(name), _known_noises(recipe, name))
+        return _Start(model, Path(recipe.model).stem, licences.of_weights(name), _replayed(recipe, name, name))
     if recipe.weights is not None:
         raise RecipeError(f"weights {recipe.weights!r}: {source} brings its own; leave --weights out")
     if source.suffix in (".pth", ".pt", ".ckpt"):
@@ -207,7 +207,7 @@ def _start(recipe: FinetuneRecipe) -> _Start:
         )
     if source.suffix == ".safetensors":
         model = checkpoints.load(source)
-        return _Start(model, source.stem, licences.of_weights(source), _known_noises(recipe, source))
+        return _Start(model, source.stem, licences.of_weights(source), _replayed(recipe, source, source))
     with reader.read(source) as bundle:
         manifest = bundle.manifest
         if pipeline.WEIGHTS not in manifest.files:
@@ -217,33 +217,33 @@ def _start(recipe: FinetuneRecipe) -> _Start:
             )
         weights = bundle.path(pipeline.WEIGHTS)
         model, terms = checkpoints.load(weights), licences.of_weights(weights)
-        known = () if recipe.replay_noise else noise_header.known(weights)
-    fields = {name: value for name, value in manifest.recipe.items() if name in Recipe.model_fields}
-    made = make(Recipe, fields, str(source))
-    if known is None:
-        known = (made.noise.model_copy(update={"sigma": made.sigma}),)
-    return _Start(model, manifest.name, terms, _replayed(recipe, known, source), made)
-
-
-def _known_noises(recipe: FinetuneRecipe, weights: str | Path) -> tuple[NoiseSettings, ...]:
-    """The noises that are replayed to weights: what the recipe names, or what they know, the last first."""
-    known = () if recipe.replay_noise else noise_header.known(weights)
-    if known is None:
-        known = (noise_header.read(weights) or NoiseSettings(),)
-    return _replayed(recipe, known, weights)
+        fields = {name: value for name, value in manifest.recipe.items() if name in Recipe.model_fields}
+        made = make(Recipe, fields, str(source))
+        return _Start(model, manifest.name, terms, _replayed(recipe, source, weights, made), made)
 
 
 def _replayed(
-    recipe: FinetuneRecipe, known: tuple[NoiseSettings, ...], source: str | Path
+    recipe: FinetuneRecipe, source: str | Path, weights: str | Path, made: Recipe | None = None
 ) -> tuple[NoiseSettings, ...]:
-    """The noises of the old images. Raises: RecipeError: nobody knows them."""
+    """The noises of the old images: what the recipe names, or what the weights know, the last first.
+
+    Args:
+        source: what is tuned, for messages.
+        weights: its weights, whose header may list what they know.
+        made: of a bundle, what it was made by: where the list is missing, its noise and levels are what it knows.
+    Raises: RecipeError: nobody knows them, or the old images bring their own.
+    """
     if recipe.replay_noise and _paired(recipe.replay):
         raise RecipeError(
             f"replay_noise means nothing to --replay {recipe.replay}, whose pairs bring their own noise: leave one out"
         )
-    found = noise_header.merged(recipe.replay_noise or known)
-    if found:
-        return found
+    known = recipe.replay_noise or noise_header.known(weights)
+    if known is None and made is not None:
+        known = (made.noise.model_copy(update={"sigma": made.sigma}),)
+    if known is None:
+        known = (noise_header.read(weights) or NoiseSettings(),)
+    if known:
+        return noise_header.merged(known)
     if recipe.replay_share and not _paired(recipe.replay):
         raise RecipeError(
             f"{source} learned pairs, whose noise has no name: give --replay with their folder, replay_noise in a "

@@ -17,6 +17,7 @@ from edgekit.errors import DataError, OutputExistsError, RecipeError, ShapeError
 from edgekit.runtime import images as files
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.denoiser import open as open_bundle
+from edgekit.shortened import shortened
 
 
 def denoise(
@@ -195,14 +196,10 @@ def _tell_left_out(sources: Sequence[Path], taken: Set[Path], out: Path) -> None
         inner = [path.name for path in left if path.is_dir() and path.resolve() != out.resolve()]
         others = [path.name for path in left if not path.is_dir()]
         if others:
-            told = f"{_some(others)}; only files that end in {', '.join(files.FORMATS)} are read"
+            told = f"{shortened(others)}; only files that end in {', '.join(files.FORMATS)} are read"
             typer.echo(f"note: left out of {folder}: {told}", err=True)
         if inner:
-            typer.echo(f"note: folders in {folder} are not searched: {_some(inner)}", err=True)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            typer.echo(f"note: folders in {folder} are not searched: {shortened(inner)}", err=True)
 
 
 def _level(text: str) -> float | str:

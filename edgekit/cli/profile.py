@@ -12,6 +12,7 @@ from edgekit.cli import show
 from edgekit.cli.progress import Bars
 from edgekit.errors import OutputExistsError
 from edgekit.extras import needed
+from edgekit.shortened import shortened
 
 _CHART, _RECIPE = "profile.html", "profile.yaml"
 
@@ -41,8 +42,7 @@ def profile(
         make(Recipe, yaml.safe_load(recipe), _RECIPE)
     notes = [f"skipped: {why}" for why in skipped]
     if left:
-        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-        notes.append(f"left out, no ISO in the name: {shown}")
+        notes.append(f"left out, no ISO in the name: {shortened(left)}")
     if any(p.correlated for p in found):
         notes.append("correlated noise: the lines are too low; sigma is the estimate of --sigma auto")
     if len({p.correlated for p in found}) > 1:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule, Node
 
+from edgekit.block_order import block_first
 from edgekit.compress.fake_quant import ChannelWeights, LearnedRange, Pairs
 from edgekit.compress.pt2e import QuantizationAnnotation, QuantizationSpec, Quantizer, SharedQuantizationSpec
 from edgekit.compress.scheme import Scheme
@@ -99,8 +100,7 @@ def _without_saturation(convolution: Node) -> tuple[int, Pairs | None]:
     if source.target is torch.ops.aten.pixel_unshuffle.default:
         # It becomes SpaceToDepth, which counts the place in the block first, if only convolutions read it
         # (targets/onnx_layout.py).
-        block = int(source.args[1])  # type: ignore[arg-type]
-        renumbered = tuple(torch.arange(inputs).view(-1, block * block).T.flatten().tolist())
+        renumbered = tuple(block_first(inputs, int(source.args[1])).tolist())  # type: ignore[arg-type]
         return 8, (renumbered,) if all(user.target in CONVOLUTIONS for user in source.users) else (as_here, renumbered)
     while source.target in MOVES:
         # What else moves channels may be written in ways that number them anew.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgekit.errors import CheckpointError, EdgekitError, RecipeError, UnknownNameError
 from edgekit.models.base import DenoiserModel
 from edgekit.models.registry import build, create, names
+from edgekit.shortened import shortened
 
 _FOLDER = Path(__file__).parent / "weights"
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -209,7 +210,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     found = _tensors(content)
     if found is None:
         keys = [repr(key) for key in content] if isinstance(content, Mapping) else []
-        held = f"a mapping of {_some(keys)}" if keys else type(content).__name__
+        held = f"a mapping of {shortened(keys)}" if keys else type(content).__name__
         raise CheckpointError(
             f"{path} holds no state dict but {held}: expected a mapping from parameter names to tensors, at the top or "
             f"under {', '.join(_NESTED)}; write one with torch.save(model.state_dict(), ...)"
@@ -258,16 +259,16 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, 
     state = _bare(state, wanted)
     problems = []
     if missing := sorted(wanted.keys() - state.keys()):
-        problems.append(f"missing {_some(missing)}")
+        problems.append(f"missing {shortened(missing)}")
     if unexpected := sorted(state.keys() - wanted.keys()):
-        problems.append(f"unexpected {_some(unexpected)}")
+        problems.append(f"unexpected {shortened(unexpected)}")
     wrong = [
         f"{key} is {list(state[key].shape)} where the model has {list(wanted[key].shape)}"
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
     if wrong:
-        problems.append(_some(wrong))
+        problems.append(shortened(wrong))
     if problems:
         raise CheckpointError(f"{path} does not fit {name}: {hint}{'; '.join(problems)}")
     _check_finite(state, path)
@@ -303,8 +304,3 @@ def _check_finite(state: Mapping[str, Tensor], path: Path) -> None:
                 f"{path}: {bad} of the {value.numel()} values of {key} are NaN or infinite; "
                 "these weights are of no use: go back to an earlier checkpoint"
             )
-
-
-def _some(items: list[str], limit: int = 3) -> str:
-    more = f" and {len(items) - limit} more" if len(items) > limit else ""
-    return ", ".join(items[:limit]) + more

@@ -48,6 +48,8 @@ _FLOAT_DB = 50.0
 _PORTABLE_TILES = 2
 
 _MAX_RUNS, _SECONDS = 15, 2.0
+# Noise levels up to which a FAIL names them all; of more it names the worst.
+_LEVELS, _WORST = 6, 3
 
 
 def check(path: str | os.PathLike[str], *, variant: str | None = None, threads: int | None = None) -> Verdict:
@@ -164,9 +166,6 @@ def judge(
             "--quantizer nncf, or export --precision fp16"
         )
     return tuple(reasons)
-
-
-_LEVELS, _WORST = 6, 3
 
 
 def _explain_drop(

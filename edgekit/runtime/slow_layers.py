@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgekit.bundle.manifest import LayerReport
 from edgekit.runtime.engines.base import OperatorCount
 from edgekit.runtime.verdict import percent
+from edgekit.shortened import shortened
 
 # How many layers are named; the rest is counted.
 _NAMED = 3
@@ -85,10 +86,9 @@ def by_report(layers: Sequence[LayerReport], kernels: str, operators: Mapping[st
         found = sorted((layer for layer in rest if guilty(layer)), key=lambda layer: -layer.macs)
         rest = [layer for layer in rest if not guilty(layer)]
         if found:
-            names = ", ".join(f"{layer.name} ({layer.op})" for layer in found[:_NAMED])
-            more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+            names = shortened([f"{layer.name} ({layer.op})" for layer in found], _NAMED)
             share = percent(sum(layer.macs for layer in found) / total)
-            groups.append(f"{fault}, {share} of MACs: {names}{more}")
+            groups.append(f"{fault}, {share} of MACs: {names}")
     return Blame("layer report", tuple(groups))
 
 

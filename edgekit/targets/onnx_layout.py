@@ -10,7 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edgekit.targets.block_order import block_first
+from edgekit.block_order import block_first
 
 # torch.nn.functional.pixel_unshuffle: [N, C, H/b, b, W/b, b] -> [N, C, b, b, H/b, W/b].
 _UNSHUFFLE = [0, 1, 3, 5, 2, 4]

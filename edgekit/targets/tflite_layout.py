@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekit.block_order import block_first
 from edgekit.targets import tflite_file
-from edgekit.targets.block_order import block_first
 
 _MOVES = ("TRANSPOSE", "RESHAPE")
 _ELEMENTWISE = ("ADD", "SUB", "MUL")

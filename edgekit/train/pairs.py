@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgekit.errors import DataError
+from edgekit.shortened import shortened
 from edgekit.train.images import image_files
 
 # What distinguishes the two names of a pair in SIDD (0001_NOISY_SRGB_010 and 0001_GT_SRGB_010) and its like; "_" is no
@@ -30,9 +31,8 @@ def pairs(folder: Path) -> list[tuple[str, Path, Path]]:
     alone = [f"noisy/{noisy[k].name}" for k in noisy if k not in clean]
     alone += [f"clean/{clean[k].name}" for k in clean if k not in noisy]
     if alone:
-        more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
         raise DataError(
-            f"{len(alone)} images in {folder} have no partner: {', '.join(alone[:3])}{more}; "
+            f"{len(alone)} images in {folder} have no partner: {shortened(alone)}; "
             "give the noisy and the clean image of a scene the same name, or remove the single ones"
         )
     return [(key, clean[key], noisy[key]) for key in noisy]
