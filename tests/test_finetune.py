@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tune(place: Path, out: Path | None, **settings: Any) -> Tuned:
-    train = {**QUICK, **LEARN, "steps": 250, "noise": PEPPER, "augment": AUGMENT}
+    train = {**QUICK, **LEARN, "steps": 450, "noise": PEPPER, "augment": AUGMENT}
     train |= settings.pop("train", {})
     given = {"model": str(place / "base.safetensors"), "data": place / "new", "replay": place / "old"}
     recipe = make(FinetuneRecipe, {**given, "replay_noise": OLD.model_dump(), "train": train, **settings})
@@ -68,13 +68,13 @@ def test_replay_learns_the_new_noise_and_keeps_the_old(place: Path, tmp_path: Pa
     with_replay, without = tune(place, tmp_path / "a"), tune(place, tmp_path / "b", replay_share=0.0)
     found = [{row.which: row for row in tuned.table} for tuned in (with_replay, without)]
     assert [row.noise for row in with_replay.table] == ["salt-and-pepper", "sigma 25"]
-    # Seeded: 0.45 and 1.07 dB on one thread, 0.59 and 1.03 on two: each sums in another order.
+    # Seeded: 1.6 dB, and 2.3 to 2.4 without replay, on one thread and on two, which sum in other orders.
     for table in found:
-        assert table["new"].after > table["new"].before + 0.25
+        assert table["new"].after > table["new"].before + 0.5
     kept, forgotten = (table["old"].after - table["old"].before for table in found)
-    # Seeded: 0.00 and -0.33 dB on one thread, -0.02 and -0.40 on two.
+    # Seeded: -0.05 to -0.07 and -1.1 to -1.3 dB.
     assert kept > -0.25
-    assert forgotten < kept - 0.15
+    assert forgotten < kept - 0.25
     stored = json.loads((tmp_path / "a" / "finetune.json").read_text())
     assert stored["psnr"] == [row._asdict() for row in with_replay.table]
     header = checkpoints.metadata(with_replay.path)
