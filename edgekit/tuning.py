@@ -22,6 +22,7 @@ from edgekit.errors import BundleError, OutputExistsError, RecipeError
 from edgekit.models import DenoiserModel, checkpoints, licences
 from edgekit.models.checkpoints import write_atomically
 from edgekit.models.licences import Terms
+from edgekit.pair_folder import is_paired
 from edgekit.pipeline import Given, Progress, silent
 from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings, make
 from edgekit.runtime.verdict import Verdict
@@ -122,7 +123,7 @@ def finetune(
             licences.check_clean({"data": (str(recipe.replay or "built-in"), licences.of_images(recipe.replay))})
     if start.recipe is not None and not resume:
         writer.check_free(folder / f"{start.name}-{start.recipe.target}.edgekit", force)
-    if not recipe.replay_share or _paired(recipe.replay):
+    if not recipe.replay_share or is_paired(recipe.replay):
         _log.warning("not shown again, and so forgotten: %s noise", " and ".join(n.model for n in start.noises))
     settings: TrainSettings = recipe.train
     told = progress or silent
@@ -233,7 +234,7 @@ def _replayed(
         made: of a bundle, what it was made by: where the list is missing, its noise and levels are what it knows.
     Raises: RecipeError: nobody knows them, or the old images bring their own.
     """
-    if recipe.replay_noise and _paired(recipe.replay):
+    if recipe.replay_noise and is_paired(recipe.replay):
         raise RecipeError(
             f"replay_noise means nothing to --replay {recipe.replay}, whose pairs bring their own noise: leave one out"
         )
@@ -244,7 +245,7 @@ def _replayed(
         known = (noise_header.read(weights) or NoiseSettings(),)
     if known:
         return noise_header.merged(known)
-    if recipe.replay_share and not _paired(recipe.replay):
+    if recipe.replay_share and not is_paired(recipe.replay):
         raise RecipeError(
             f"{source} learned pairs, whose noise has no name: give --replay with their folder, replay_noise in a "
             "recipe (--recipe), or --replay-share 0 to let it forget"
@@ -252,21 +253,19 @@ def _replayed(
     return (NoiseSettings(),)
 
 
-def _paired(folder: Path | None) -> bool:
-    return folder is not None and (folder / "noisy").is_dir()
-
-
 def _known_after(start: _Start, recipe: FinetuneRecipe) -> tuple[NoiseSettings, ...]:
     """What the tuned model knows, the last first: what was not replayed is forgotten, and that of pairs has no name."""
-    new = () if _paired(recipe.data) or recipe.replay_share == 1 else (recipe.train.noise,)
-    kept = () if _paired(recipe.replay) or not recipe.replay_share else start.noises
+    new = () if is_paired(recipe.data) or recipe.replay_share == 1 else (recipe.train.noise,)
+    kept = () if is_paired(recipe.replay) or not recipe.replay_share else start.noises
     return noise_header.merged((*new, *kept))
 
 
 def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -> Recipe:
     """The recipe of the new bundle: the old one without what was done to the network already."""
     # Pairs bring a noise without a name: what the bundle's recipe can name is an old one.
-    noise = next(iter(_known_after(start, recipe)), recipe.train.noise) if _paired(recipe.data) else recipe.train.noise
+    noise = (
+        next(iter(_known_after(start, recipe)), recipe.train.noise) if is_paired(recipe.data) else recipe.train.noise
+    )
     low, high = _levels(recipe, start.model.channels)
     lows, highs = zip(made.sigma, (low, high), *(n.sigma for n in start.noises if n.model == "gaussian"), strict=True)
     sigma = (min(lows), max(highs))
@@ -286,7 +285,7 @@ def _again(start: _Start, made: Recipe, recipe: FinetuneRecipe, weights: Path) -
 def _levels(recipe: FinetuneRecipe, channels: int) -> tuple[float, float]:
     """The levels of the new noise in 8-bit units: as told of Gaussian noise, else as found in some batches."""
     settings = recipe.train
-    if settings.noise.model == "gaussian" and not _paired(recipe.data):
+    if settings.noise.model == "gaussian" and not is_paired(recipe.data):
         return settings.noise.sigma
     source = open_images(recipe.data, channels=channels, patch=settings.patch, seed=settings.seed)
     draw = Sampler(source, settings)
@@ -315,7 +314,7 @@ def _images(
     fresh = again.model_copy(update={"distillation": stage})
     seen = [noise.model_copy(update={"device_share": 1.0}) for noise in start.noises]
     known = [fresh.model_copy(update={"data": recipe.replay, "noise": n, "sigma": n.sigma}) for n in seen]
-    if _paired(recipe.replay):
+    if is_paired(recipe.replay):
         # One noise, of whatever levels.
         known = [fresh.model_copy(update={"data": recipe.replay})]
     new_data, first_old = open_stage_data(fresh, channels), open_stage_data(known[0], channels)

@@ -13,6 +13,7 @@ from edgekit.cli import show
 from edgekit.cli.flags import Flag, LicenseClean, RecipeFile, Seed
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
+from edgekit.pair_folder import is_paired
 
 if TYPE_CHECKING:
     from edgekit.runtime.verdict import Verdict
@@ -58,7 +59,7 @@ def finetune(
         )
     if noise not in (None, "gaussian") and sigma is not None:
         raise RecipeError(f"--sigma {sigma} means nothing to {noise} noise: leave it out, or --noise")
-    if data is not None and (Path(data) / "noisy").is_dir() and (noise is not None or sigma is not None):
+    if is_paired(data) and (noise is not None or sigma is not None):
         raise RecipeError(
             f"--noise and --sigma mean nothing to {data}: its pairs bring their own noise; leave them out"
         )

@@ -45,6 +45,12 @@ def profile(
         notes.append(f"left out, no ISO in the name: {shortened(left)}")
     if any(p.correlated for p in found):
         notes.append("correlated noise: the lines are too low; sigma is the estimate of --sigma auto")
+    if qualities := [quality for p in found for quality in p.qualities]:
+        low, high = min(qualities), max(qualities)
+        levels = f"quality {low}" if low == high else f"qualities {low} to {high}"
+        taken = "as in the recipe" if recipe_file.correlated(found) else "which the recipe's noise is without"
+        count = f"{len(qualities)} of {sum(p.images for p in found)} images"
+        notes.append(f"{count} are JPEG, of libjpeg's {levels} or like it, {taken}")
     if len({p.correlated for p in found}) > 1:
         camera = recipe_file.correlated(found)
         others = ", ".join(chart.name(p) for p in found if p.correlated != camera)

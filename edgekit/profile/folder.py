@@ -12,6 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgekit.errors import DataError
+from edgekit.profile.jpeg import jpeg_quality
 from edgekit.profile.line import NoiseProfile, fit
 from edgekit.runtime import images
 from edgekit.runtime.estimate import SigmaEstimate, estimate_sigma
@@ -40,6 +41,7 @@ class IsoProfile:
         sigma: what a denoiser is best told, in 8-bit units.
         correlated: whether most images' noise is correlated between neighbours: then `line` is too low, and `sigma` is
             the median of the images' estimates; else it is the root mean square of the noise by the line.
+        qualities: libjpeg's quality, 1 to 100, of each image that is a JPEG.
     """
 
     iso: int | None
@@ -47,6 +49,7 @@ class IsoProfile:
     line: NoiseProfile
     sigma: float
     correlated: bool
+    qualities: tuple[int, ...] = ()
 
 
 def iso_folders(folder: Path) -> tuple[list[IsoFolder], list[str]]:
@@ -95,9 +98,13 @@ def measure(
     for folder in folders:
         estimates: list[SigmaEstimate] = []
         wrong: list[str] = []
+        read: list[Path] = []
 
         def pixels(
-            folder: IsoFolder = folder, estimates: list[SigmaEstimate] = estimates, wrong: list[str] = wrong
+            folder: IsoFolder = folder,
+            estimates: list[SigmaEstimate] = estimates,
+            wrong: list[str] = wrong,
+            read: list[Path] = read,
         ) -> Iterator[NDArray[Any]]:
             # One image is in memory at a time.
             nonlocal done
@@ -110,6 +117,7 @@ def measure(
                     wrong.append(str(error))
                     on_skipped(wrong[-1])
                     continue
+                read.append(file)
                 if min(image.shape[:2]) >= 3:
                     estimates.append(estimate_sigma(image))
                 yield image
@@ -122,7 +130,8 @@ def measure(
             raise DataError(f"{folder.files[0].parent}: {what}") from None
         correlated = sum(e.correlated for e in estimates) > len(estimates) / 2
         level = statistics.median(e.raw for e in estimates) if correlated else line.level
-        found.append(IsoProfile(folder.iso, len(folder.files) - len(wrong), line, level, correlated))
+        qualities = tuple(quality for quality in map(jpeg_quality, read) if quality is not None)
+        found.append(IsoProfile(folder.iso, len(read), line, level, correlated, qualities))
     return found
 
 

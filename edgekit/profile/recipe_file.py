@@ -29,12 +29,23 @@ def correlated(profiles: Sequence[IsoProfile]) -> bool:
     return 2 * sum(p.images for p in profiles if p.correlated) >= sum(p.images for p in profiles)
 
 
+def _stored(profiles: Sequence[IsoProfile]) -> dict[str, Any]:
+    """JPEG as the images have it: their share, and from the coarsest to the finest; nothing where none is a JPEG, for
+    other files may have been one before."""
+    qualities = [quality for p in profiles for quality in p.qualities]
+    if not qualities:
+        return {}
+    share = len(qualities) / sum(p.images for p in profiles)
+    return {"jpeg_share": round(share, 2), "quality": [min(qualities), max(qualities)]}
+
+
 def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     """The file's text.
 
     White noise is named by its shot and read noise as they were measured. Where most images' noise is correlated these
     were read too low, as levels are: the camera model takes their place, with the ranges that the weights for
-    photographs were trained on, and the levels are left to the recipe's default.
+    photographs were trained on, and the levels are left to the recipe's default. Only JPEG, which the files tell, is
+    taken from the images.
 
     Args:
         profiles: at least one.
@@ -50,7 +61,7 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     reads = [p.line.read for p in profiles]
     noise: dict[str, Any] = {"model": "poisson-gaussian"}
     if camera:
-        noise = CAMERA_NOISE
+        noise = {**CAMERA_NOISE, **_stored(profiles)}
     else:
         noise["shot"] = [
             max(_LEAST_SHOT, round(min(shots) / _WIDER, 8)),

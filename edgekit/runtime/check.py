@@ -124,6 +124,8 @@ def judge(
     thresholds: Thresholds,
     layers: Sequence[LayerReport],
     sensitivity: Sequence[Sensitivity] = (),
+    *,
+    tuned: bool = False,
 ) -> tuple[str, ...]:
     """The rule: why a device fails, one line a reason with the fix; nothing if it passes.
 
@@ -136,12 +138,13 @@ def judge(
         thresholds: what it is held to.
         layers: the exported layers, to name those left in float.
         sensitivity: what each tensor's integers cost, to name the ones to blame.
+        tuned: whether `finetune` made the bundle, whose settings have other names than those of `compress`.
     """
     reasons = []
     total = mean(table)
     # Written so that a NaN fails.
     if not total.total_drop <= thresholds.max_drop:
-        reasons.append(_explain_drop(table, total, thresholds, sensitivity))
+        reasons.append(_explain_drop(table, total, thresholds, sensitivity, tuned))
     if total.device < total.noisy:
         reasons.append(
             f"output is worse than the noisy input ({total.device:.2f} dB against {total.noisy:.2f} dB): "
@@ -169,7 +172,11 @@ def judge(
 
 
 def _explain_drop(
-    table: Sequence[SigmaRow], total: SigmaRow, thresholds: Thresholds, sensitivity: Sequence[Sensitivity]
+    table: Sequence[SigmaRow],
+    total: SigmaRow,
+    thresholds: Thresholds,
+    sensitivity: Sequence[Sensitivity],
+    tuned: bool,
 ) -> str:
     # Noise without fixed levels has one for each tile.
     shown = table if len(table) <= _LEVELS else sorted(table, key=lambda row: -row.total_drop)[:_WORST]
@@ -180,7 +187,7 @@ def _explain_drop(
     if total.quantization_drop > total.total_drop / 2:
         blamed = guilty(sensitivity)
         blame = f", most by {'; '.join(_blame(item) for item in blamed)}" if blamed else ""
-        return f"{text}quantization loses {total.quantization_drop:.3f} of it{blame}: {_mend(blamed)}"
+        return f"{text}quantization loses {total.quantization_drop:.3f} of it{blame}: {_mend(blamed, tuned)}"
     lost = total.total_drop - total.quantization_drop
     return f"{text}pruning and distillation lose {lost:.3f} of it; prune less (--prune), distill longer (--steps)"
 
@@ -191,9 +198,9 @@ def _blame(item: Sensitivity) -> str:
     return f"{item.name} ({item.kind}, {item.mean:.2f} dB alone{why})"
 
 
-def _mend(blamed: Sequence[Sensitivity]) -> str:
+def _mend(blamed: Sequence[Sensitivity], tuned: bool) -> str:
     """What may win back dB that quantization lost."""
-    fixes = ["quantize longer (--steps)"]
+    fixes = [f"quantize longer ({'quantization.steps in a recipe' if tuned else '--steps'})"]
     lost: Counter[str] = Counter()
     for item in blamed:
         lost.update(item.lost)
@@ -313,7 +320,9 @@ def _verdict(
     thresholds = golden.thresholds if owes else Thresholds(golden.thresholds.max_drop)
     share, source, wrong = _int8_share(engine if owes else None, layers)
     kernels = golden.kernels if engine is None else engine.kernels
-    reasons = judge(table, agreement, share, thresholds, layers, sensitivity) + wrong + seals(manifest, golden)
+    tuned = "finetune" in manifest.recipe
+    reasons = judge(table, agreement, share, thresholds, layers, sensitivity, tuned=tuned)
+    reasons += wrong + seals(manifest, golden)
     return Verdict(
         passed=not reasons,
         reasons=reasons,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgekit.errors import DataError
 from edgekit.models import licences
+from edgekit.pair_folder import is_paired
 from edgekit.train.decode import SUFFIXES, Image, decode
 
 log = logging.getLogger("edgekit.train")
@@ -151,7 +152,7 @@ def open_images(
 
         return builtin(channels=channels, patch=patch, seed=seed, leaves=leaves)
     folder = check_folder(data)
-    if (folder / "noisy").is_dir():
+    if is_paired(folder):
         from edgekit.train.pairs import pairs
 
         found: list[_Found] = [

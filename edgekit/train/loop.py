@@ -38,6 +38,8 @@ from edgekit.train.sampling import batches, stream
 from edgekit.train.state import FILE, load_state, save_state, weights_digest
 from edgekit.train.validation import denoise, evaluate, sample, to_tensor, validation_levels
 
+_log = logging.getLogger(__name__)
+
 # Settings that change what is written when, and who computes it, not what is learned: a resumed run may have others.
 # What counts of the processes and their batches is the batch that they make together.
 _FREE = {"save_every", "tensorboard", "batch", "devices", "num_nodes", "strategy", "process_timeout"}
@@ -202,6 +204,8 @@ class _Run:
     def train(self, progress: Progress | None, on_start: Callable[[], None] | None) -> DenoiserModel:
         self.resume()
         first = self.fabric.is_global_zero
+        if first and (self.step >= self.settings.steps or self.stalled()):
+            _log.warning("the run in %s was complete after %d steps: none was taken now", self.folder, self.step)
         if first and on_start:
             on_start()
         journal = Journal(self.folder, self.step, self.settings.tensorboard) if first else None

@@ -12,7 +12,8 @@ from PIL import Image
 
 from edgekit.cli.outcome import run
 from edgekit.errors import DataError, RecipeError
-from edgekit.profile import NoiseProfile, chart, fit, iso_folders, measure, recipe_file
+from edgekit.profile import IsoProfile, NoiseProfile, chart, fit, iso_folders, measure, recipe_file
+from edgekit.profile.jpeg import jpeg_quality
 from edgekit.recipe import Recipe, load_recipe, make
 
 
@@ -151,6 +152,46 @@ def test_correlated_noise_proposes_the_camera_model(tmp_path: Path) -> None:
     assert "correlated" in chart.render([found], "shots & <more>")
     assert "shots &amp; &lt;more&gt;" in chart.render([found], "shots & <more>")
     assert "Left out: &lt;b&gt;." in chart.render([found], "shots", ["left out: <b>"])
+
+
+@pytest.mark.parametrize("quality", [20, 75, 93, 100])
+def test_a_file_tells_its_jpeg_quality(tmp_path: Path, quality: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=quality)
+    assert jpeg_quality(tmp_path / "a.jpg") == quality
+    # A camera's own tables, here a quarter coarser, are like those of some lower quality.
+    with Image.open(tmp_path / "a.jpg") as image:
+        own = {key: [min(255, -(-5 * step // 4)) for step in table] for key, table in image.quantization.items()}
+    Image.fromarray(noise).save(tmp_path / "own.jpg", qtables=own)
+    found = jpeg_quality(tmp_path / "own.jpg")
+    assert found is not None
+    assert quality - 12 <= found < quality
+
+
+def test_what_is_no_jpeg_tells_none(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "b.jpg").write_bytes(b"no image")
+    assert jpeg_quality(tmp_path / "a.png") is None
+    assert jpeg_quality(tmp_path / "b.jpg") is None
+
+
+def test_the_recipe_of_correlated_noise_takes_jpeg_from_the_files() -> None:
+    line = NoiseProfile(0.01, 3, (0.5,), (18,), 18)
+    profiles = [IsoProfile(100, 3, line, 9, True, (91, 96)), IsoProfile(800, 1, line, 15, True, (88,))]
+    noise = make(Recipe, yaml.safe_load(recipe_file.text(profiles, "shots", "tflite"))).noise
+    assert (noise.jpeg_share, noise.quality) == (0.75, (88, 96))
+
+
+def test_the_command_says_how_images_were_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    camera_folder(tmp_path / "shots", {"ISO100": (0.001, 1)})
+    for path in (tmp_path / "shots" / "ISO100").iterdir():
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".jpg"), quality=95)
+    assert run(["profile", str(tmp_path / "shots"), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "note: 2 of 4 images are JPEG, of libjpeg's quality 95 or like it, which the recipe's noise is without" in said
+    )
 
 
 def test_the_table_must_lie_in_the_range() -> None:

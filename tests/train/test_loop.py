@@ -73,6 +73,16 @@ def test_a_killed_run_resumes_to_the_bit(
     assert logs[0] == logs[1]
 
 
+def test_a_complete_run_that_is_resumed_says_that_nothing_was_left(
+    tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = fit(tiny_model(), leaves, quick(), tmp_path)
+    assert not caplog.messages
+    assert_same(whole, fit(tiny_model(seed=9), leaves, quick(), tmp_path))
+    (said,) = caplog.messages
+    assert said == f"the run in {tmp_path} was complete after {quick().steps} steps: none was taken now"
+
+
 def test_a_finished_run_is_not_trained_again(
     tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path
 ) -> None:
