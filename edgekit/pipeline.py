@@ -62,6 +62,9 @@ _SECONDS = {"step": 0.04, "teacher": 0.06, "qat": 0.13, "start": 15.0, "lower": 
 _DISTILL_SHARE = 0.8
 # MACs per pixel. A quarter of dsunet-s (8,900) costs 0.14 dB, of dsunet-n (2,900) 0.47 (docs/compression.md).
 _SMALL = 5000
+# What recovery learns from on the built-in images, which stand in for a user's: they are too few to teach what a good
+# image is, but the original's answers on them are worth as much as on others (docs/compression.md).
+_ON_BUILT_IN = {"output_weight": 0.75, "clean_weight": 0.25}
 # Teachers that need no weights of their own: the model before it was pruned, and none, which leaves the clean images.
 _NO_TEACHER_FILE: dict[str, Callable[[DenoiserModel], DenoiserModel | None]] = {
     "original": lambda original: original,
@@ -236,7 +239,8 @@ def share_of(macs_per_pixel: float) -> float:
 
 
 def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
-    """The recipe with what it leaves to the model: the share to prune, and the noise that the weights were trained on.
+    """The recipe with what it leaves to model and images: the share to prune, the noise that the weights were trained
+    on, and what recovery learns from.
 
     Raises: CheckpointError: the weights' header holds a noise that this edgekit does not know.
     """
@@ -253,7 +257,12 @@ def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
                 "instead, which keeps them",
                 source, " and ".join(item.model for item in known),
             )  # fmt: skip
-    return recipe.model_copy(update=changes)
+    settled = recipe.model_copy(update=changes)
+    chosen = recipe.distillation.model_fields_set & set(_ON_BUILT_IN)
+    if settled.prune and settled.data is None and settled.teacher == "original" and not chosen:
+        weights = settled.distillation.model_copy(update=_ON_BUILT_IN)
+        settled = settled.model_copy(update={"distillation": weights})
+    return settled
 
 
 def _stem(recipe: Recipe) -> str:

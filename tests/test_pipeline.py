@@ -400,6 +400,28 @@ def test_a_small_network_is_not_pruned_unless_told(name: str, pruned: bool) -> N
     assert ("prune" in [stage.stage for stage in pipeline.plan(told)]) != pruned
 
 
+@pytest.mark.parametrize(
+    ("changes", "clean_weight"),
+    [
+        ({"data": None}, 0.25),
+        # A user's own images are worth learning from.
+        ({}, 0.5),
+        ({"data": None, "teacher": "none"}, 0.5),
+        ({"data": None, "prune": 0.0}, 0.5),
+        ({"data": None, "distillation": {"clean_weight": 0.3}}, 0.3),
+        ({"data": None, "distillation": {"output_weight": 0.9}}, 0.5),
+    ],
+    ids=str,
+)
+def test_on_the_built_in_images_recovery_imitates_the_original_rather(
+    weights: Path, changes: dict[str, Any], clean_weight: float
+) -> None:
+    made = recipe(weights, **{"teacher": "original", **changes})
+    settled = pipeline._settled(made, create("dsunet-n")).distillation
+    assert settled.clean_weight == clean_weight
+    assert settled.output_weight == (0.75 if clean_weight == 0.25 else made.distillation.output_weight)
+
+
 def test_weights_are_compressed_on_the_noise_they_were_trained_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
