@@ -133,7 +133,8 @@ class _Run:
 def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, QuantizeSettings]:
     """The stages' settings with the recipe's short forms (`prune`, `steps`, `seed`) put in.
 
-    What was not pruned is taught its own outputs all the same, on the 8-bit images of a device (docs/int8.md).
+    What was not pruned is taught its own outputs and the clean images all the same, on the 8-bit images of a device
+    (docs/int8.md).
     """
     pruning = recipe.pruning.model_copy(update={"ratio": recipe.prune})
     distillation = recipe.distillation.model_copy(update={"seed": recipe.seed})
@@ -161,7 +162,7 @@ def plan(recipe: Recipe, *, out: Path | None = None, force: bool = False) -> lis
     pruning, distillation, quantization = settings_of(recipe)
     pixels = distillation.batch * distillation.patch**2
     step, taught = (0.0 if m is None else m.macs_per_pixel() * pixels / _MACS_PER_STEP for m in (original, teacher))
-    taught *= distillation.cache_batches * _SECONDS["teacher"]
+    taught *= distillation.pool * _SECONDS["teacher"]
     low, high = recipe.sigma
     count = len(images.source.training) + len(images.source.held_out)
     left_out = f", {len(images.skipped)} left out" if images.skipped else ""
@@ -220,7 +221,7 @@ def compress(
         "images' digest": images.digest,
         **{f"version of {name}": version for name, version in _versions().items()},
     }
-    work = Workspace(out / f".{_stem(recipe)}-{recipe.target}.edgekit.work", recipe, inputs, resume=resume, force=force)
+    work = Workspace(_workspace(recipe, out), recipe, inputs, resume=resume, force=force)
     told, known = ({}, None) if given is None else (given.told, given.known)
     run = _Run(recipe, images, work, progress or silent, told, known)
     try:
@@ -268,6 +269,15 @@ def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
 def _stem(recipe: Recipe) -> str:
     """What bundles and model files are called: the model's name, its file's, or its folder's, which may be "."."""
     return Path(recipe.model).resolve().stem
+
+
+def _workspace(recipe: Recipe, out: Path) -> Path:
+    return out / f".{_stem(recipe)}-{recipe.target}.edgekit.work"
+
+
+def unfinished(recipe: Recipe, out: Path) -> bool:
+    """Whether a folder holds what a run of `compress` that was stopped left, for `resume` to go on with."""
+    return _workspace(recipe, out).exists()
 
 
 def _destinations(recipe: Recipe, chosen: Sequence[Target], out: Path, force: bool) -> dict[str, Path]:

@@ -254,6 +254,11 @@ class DistillSettings(Settings):
     seed: Seed = 0
     save_every: PositiveInt = 500
 
+    @property
+    def pool(self) -> int:
+        """Batches that are drawn: no more than there are steps to see them."""
+        return min(self.cache_batches, self.steps)
+
 
 class QuantizeSettings(Settings):
     """INT8: ranges observed on noisy batches, then learned together with the weights (QAT)."""

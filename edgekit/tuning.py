@@ -25,6 +25,7 @@ from edgekit.models.licences import Terms
 from edgekit.pair_folder import is_paired
 from edgekit.pipeline import Given, Progress, silent
 from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings, make
+from edgekit.runtime.check import recorded
 from edgekit.runtime.verdict import Verdict
 from edgekit.stage_data import GoldenImages, StageData, open_stage_data
 from edgekit.train.images import ImageSource, open_images
@@ -81,6 +82,11 @@ class _Start:
     noises: tuple[NoiseSettings, ...]
     recipe: Recipe | None = None
 
+    @property
+    def drawn(self) -> tuple[NoiseSettings, ...]:
+        """What old images are drawn with: pairs alone have a noise without a name, and ask for none."""
+        return self.noises or (NoiseSettings(),)
+
 
 def finetune(
     recipe: FinetuneRecipe,
@@ -124,7 +130,9 @@ def finetune(
     if start.recipe is not None and not resume:
         writer.check_free(folder / f"{start.name}-{start.recipe.target}.edgekit", force)
     if not recipe.replay_share or is_paired(recipe.replay):
-        _log.warning("not shown again, and so forgotten: %s noise", " and ".join(n.model for n in start.noises))
+        names = " and ".join(n.model for n in start.noises)
+        if names or not recipe.replay_share:
+            _log.warning("not shown again, and so forgotten: %s noise", names or "the pairs' own")
     settings: TrainSettings = recipe.train
     told = progress or silent
     told("images", 0, 1)
@@ -142,7 +150,7 @@ def finetune(
         new,
         settings,
         folder,
-        replay=Replay(old, start.noises, recipe.replay_share) if recipe.replay_share else None,
+        replay=Replay(old, start.drawn, recipe.replay_share) if recipe.replay_share else None,
         progress=lambda done, total, words="": told("finetune", done, total, words),
         identity={"starting weights": weights_digest(start.model)},
         on_start=lambda: write_atomically(folder / RECIPE, text.encode()),
@@ -167,11 +175,24 @@ def finetune(
             "data": recipe.data.name, "replay": old.name, "replay_share": recipe.replay_share,
             "noises": nameless + [noise.model for noise in known],
         }  # fmt: skip
+        if resume and not force and (kept := _kept(again, folder)) is not None:
+            if on_verdict is not None:
+                on_verdict(recorded(kept))
+            return Tuned(model, path, table, kept)
         given = Given(model, images, {"finetune": {**facts, "train": settings.model_dump(mode="json")}}, known)
         (bundle,) = pipeline.compress(
             again, out=folder, force=force, resume=resume, progress=told, on_verdict=on_verdict, given=given
         )
     return Tuned(model, path, table, bundle)
+
+
+def _kept(again: Recipe, folder: Path) -> Bundle | None:
+    """The new bundle, if a run that is resumed had finished it: nothing of that is left to resume."""
+    destination = folder / f"{again.model}-{again.target}.edgekit"
+    if not destination.exists() or pipeline.unfinished(again, folder):
+        return None
+    _log.warning("%s was finished and is as it was; --force with --resume quantizes anew", destination)
+    return reader.read(destination)
 
 
 def _source(recipe: FinetuneRecipe) -> Path | None:
@@ -250,7 +271,7 @@ def _replayed(
             f"{source} learned pairs, whose noise has no name: give --replay with their folder, replay_noise in a "
             "recipe (--recipe), or --replay-share 0 to let it forget"
         )
-    return (NoiseSettings(),)
+    return ()
 
 
 def _known_after(start: _Start, recipe: FinetuneRecipe) -> tuple[NoiseSettings, ...]:
@@ -312,7 +333,7 @@ def _images(
     # One division of the images for training, quantization and the verdict.
     stage = again.distillation.model_copy(update={"patch": settings.patch})
     fresh = again.model_copy(update={"distillation": stage})
-    seen = [noise.model_copy(update={"device_share": 1.0}) for noise in start.noises]
+    seen = [noise.model_copy(update={"device_share": 1.0}) for noise in start.drawn]
     known = [fresh.model_copy(update={"data": recipe.replay, "noise": n, "sigma": n.sigma}) for n in seen]
     if is_paired(recipe.replay):
         # One noise, of whatever levels.
@@ -364,7 +385,7 @@ def _noisy(tiles: Tiles, levels: tuple[float, ...]) -> NoisyTiles:
 def _scores(model: DenoiserModel, source: ImageSource, noises: Sequence[NoiseSettings]) -> dict[str, float]:
     """PSNR in dB on the held-out images, by what each noise is called."""
     found: dict[str, float] = {}
-    for noise in noises[:1] if source.paired else noises:
+    for noise in (*noises, NoiseSettings())[:1] if source.paired else noises:
         if not source.paired and noise.model == "gaussian":
             for level in validation_levels(noise):
                 found[f"sigma {level:g}"] = round(evaluate(model, source.held_out, level).psnr, 3)

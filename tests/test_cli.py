@@ -451,6 +451,13 @@ def test_train_refuses_wrong_flags(edgekit: Terminal, tmp_path: Path, words: lis
     assert not (tmp_path / "run").exists()
 
 
+def test_train_refuses_a_level_for_pairs(edgekit: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "pairs" / "noisy").mkdir(parents=True)
+    said = edgekit("train", "dsunet-s", "--data", tmp_path / "pairs", "--sigma", "0:20", "--out", tmp_path / "run")
+    assert "pairs: its pairs bring their own noise; leave it out" in said.error()
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_writes_weights_and_a_recipe_that_trains_them_again(edgekit: Terminal, tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

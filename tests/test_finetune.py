@@ -21,6 +21,7 @@ from edgekit.errors import BundleError, EdgekitError, LicenceError, OutputExists
 from edgekit.models import checkpoints
 from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings, make
 from edgekit.runtime.check import check
+from edgekit.runtime.verdict import Verdict
 from edgekit.train.dead_leaves import dead_leaves
 from edgekit.train.images import open_images
 from edgekit.train.loop import fit
@@ -203,6 +204,12 @@ def test_the_noise_of_pairs_has_no_name(
         with pytest.raises(RecipeError, match=r"model.safetensors learned pairs, whose noise has no name"):
             finetune(make(FinetuneRecipe, further), out=tmp_path / "further")
         assert not (tmp_path / "further").exists()
+        # Let go of, they are no Gaussian noise that would be forgotten, or judged.
+        caplog.clear()
+        further |= {"replay_share": 0, "train": {**QUICK, "steps": 1}}
+        last = finetune(make(FinetuneRecipe, further), out=tmp_path / "further")
+        assert "not shown again, and so forgotten: the pairs' own noise" in caplog.text
+        assert {row.which for row in last.table} == {"new"}
 
 
 def test_each_noise_is_known_once() -> None:
@@ -287,6 +294,15 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
         assert (known.model, known.density) == ("salt-and-pepper", (0.03, 0.03))
         all_known = noise_header.known(path) or ()
         assert [(n.model, n.sigma[1]) for n in all_known] == [("salt-and-pepper", 55), ("gaussian", 25)]
+    # The same line given again finds all done, and leaves it.
+    before = {path: path.stat().st_mtime_ns for path in tuned.bundle.folder.iterdir()}
+    told: list[Verdict] = []
+    again = finetune(make(FinetuneRecipe, settings), out=tmp_path / "run", resume=True, on_verdict=told.append)
+    assert again.bundle is not None
+    assert again.bundle.source == tuned.bundle.source
+    assert again.table == tuned.table
+    assert [verdict.passed for verdict in told] == [True]
+    assert {path: path.stat().st_mtime_ns for path in tuned.bundle.folder.iterdir()} == before
 
 
 def test_a_bundle_that_is_in_the_way_is_found_before_training(place: Path, bundle: Path, tmp_path: Path) -> None:

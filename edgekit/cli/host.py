@@ -14,6 +14,7 @@ from edgekit.cli.flags import Data, Flag, LicenseClean, RecipeFile, Seed, Sigma,
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 from edgekit.extras import needed
+from edgekit.pair_folder import is_paired
 
 if TYPE_CHECKING:
     from edgekit.recipe import Recipe
@@ -169,6 +170,8 @@ def train(
         raise RecipeError(
             "which model? Name one (edgekit train dsunet-s; edgekit models lists them) or give --recipe FILE"
         )
+    if sigma is not None and is_paired(data):
+        raise RecipeError(f"--sigma {sigma} means nothing to {data}: its pairs bring their own noise; leave it out")
     settings = {
         "batch": batch,
         "patch": patch,

@@ -45,15 +45,16 @@ def profile(
         notes.append(f"left out, no ISO in the name: {shortened(left)}")
     if any(p.correlated for p in found):
         notes.append("correlated noise: the lines are too low; sigma is the estimate of --sigma auto")
-    if qualities := [quality for p in found for quality in p.qualities]:
+    camera = recipe_file.correlated(found)
+    shown = [p for p in found if p.correlated == camera]
+    if qualities := [quality for p in shown for quality in p.qualities]:
         low, high = min(qualities), max(qualities)
         levels = f"quality {low}" if low == high else f"qualities {low} to {high}"
-        taken = "as in the recipe" if recipe_file.correlated(found) else "which the recipe's noise is without"
-        count = f"{len(qualities)} of {sum(p.images for p in found)} images"
+        count = f"{len(qualities)} of the {sum(p.images for p in shown)} images that the recipe is from"
+        taken = "as it says" if camera else "which its noise is without"
         notes.append(f"{count} are JPEG, of libjpeg's {levels} or like it, {taken}")
-    if len({p.correlated for p in found}) > 1:
-        camera = recipe_file.correlated(found)
-        others = ", ".join(chart.name(p) for p in found if p.correlated != camera)
+    if len(shown) < len(found):
+        others = ", ".join(chart.name(p) for p in found if p not in shown)
         kind = "a camera's correlated noise" if camera else "white noise"
         notes.append(f"the recipe is for {kind}; profile the others apart: {others}")
     out.mkdir(parents=True, exist_ok=True)

@@ -41,8 +41,9 @@ def distill(
 ) -> tuple[DenoiserModel, StageRecord]:
     """Train the student on the teacher's outputs and the clean images.
 
-    The first `settings.cache_batches` batches are drawn once and the teacher runs once over them; the student then
-    cycles through them in a new order each time, flipped and rotated at random together with the teacher's outputs.
+    The first `settings.cache_batches` batches, or as many as there are steps, are drawn once and the teacher runs once
+    over them; the student then cycles through them in a new order each time, flipped and rotated at random together
+    with the teacher's outputs.
 
     Args:
         student: untouched.
@@ -119,7 +120,7 @@ def _train(
     cache: Path | None,
 ) -> list[float]:
     """Train in place. Returns the mean loss of each twentieth of the run."""
-    pool = [batches(step) for step in range(settings.cache_batches)]
+    pool = [batches(step) for step in range(settings.pool)]
     checkpoint = Checkpoint(checkpoint_path, fingerprint(pool, student, teacher, **settings.model_dump()))
     prepared = len(pool) if teacher else 0
     total = prepared + settings.steps

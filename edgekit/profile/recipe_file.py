@@ -7,6 +7,7 @@ from typing import Any
 
 from edgekit._version import __version__
 from edgekit.profile.folder import IsoProfile
+from edgekit.recipe import Recipe
 
 # Levels are drawn from a range somewhat wider than what was measured: other scenes, other temperatures.
 _WIDER = 1.5
@@ -44,8 +45,8 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
 
     White noise is named by its shot and read noise as they were measured. Where most images' noise is correlated these
     were read too low, as levels are: the camera model takes their place, with the ranges that the weights for
-    photographs were trained on, and the levels are left to the recipe's default. Only JPEG, which the files tell, is
-    taken from the images.
+    photographs were trained on, and the levels are left to the recipe's default unless one is
+    beyond it. Only JPEG, which the files tell, is taken from the images.
 
     Args:
         profiles: at least one.
@@ -69,11 +70,12 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
         ]
         noise["read"] = [round(min(reads) / _WIDER, 2), min(255.0, round(max(reads) * _WIDER, 2))]
     levels = [round(p.sigma, 2) for p in profiles]
-    content: dict[str, Any] = {
-        "target": target,
-        **({"model": CAMERA_MODEL} if camera else {"sigma": [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))]}),
-        "noise": noise,
-    }
+    content: dict[str, Any] = {"target": target}
+    if camera:
+        content["model"] = CAMERA_MODEL
+    if not camera or max(levels) > Recipe.model_fields["sigma"].default[1]:
+        content["sigma"] = [0.0, min(255.0, round(max(levels) * _WIDER + 1, 1))]
+    content["noise"] = noise
     table = {p.iso: level for p, level in zip(profiles, levels, strict=True) if p.iso is not None}
     if table:
         content["iso_sigma"] = table

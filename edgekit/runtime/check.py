@@ -165,8 +165,8 @@ def judge(
         )
         reasons.append(
             f"{percent(share)} of MACs in int8, {percent(thresholds.min_int8_share)} required: left in float: {names}: "
-            "an operator beside them has no integer form (docs/targets.md); do without it, or for OpenVINO try "
-            "--quantizer nncf, or export --precision fp16"
+            "an operator beside them has no integer form (docs/targets.md); do without it, "
+            f"{'' if tuned else 'or for OpenVINO try --quantizer nncf, '}or {_in_float(tuned)}"
         )
     return tuple(reasons)
 
@@ -205,12 +205,21 @@ def _mend(blamed: Sequence[Sensitivity], tuned: bool) -> str:
     for item in blamed:
         lost.update(item.lost)
     level, most = max(lost.items(), key=lambda pair: pair[1], default=("", 0.0))
-    if most > 2 * sum(lost.values()) / max(1, len(lost)):
+    # A tuned bundle is for the noise that it had, too: its range does not get narrower.
+    if not tuned and most > 2 * sum(lost.values()) / max(1, len(lost)):
         # One scale serves every level: what low noise needs fine, high noise needs wide.
         fixes.append(f"or for a narrower range of noise (--sigma; sigma {level} loses most)")
     if any("calibration saw no sigma" in item.cause for item in blamed):
         fixes.append("or observe more batches (quantization.calibration_batches in a recipe)")
-    return ", ".join([*fixes, "or export --precision fp16"])
+    return ", ".join([*fixes, f"or {_in_float(tuned)}"])
+
+
+def _in_float(tuned: bool) -> str:
+    """Exporting what integers do not suit. `finetune` has no flag for it, but leaves the weights beside its bundle."""
+    if tuned:
+        again = "edgekit compress --model NAME --weights FILE --prune 0 --precision fp16"
+        return f"export the tuned model.safetensors in float ({again})"
+    return "export --precision fp16"
 
 
 def seals(manifest: Manifest, golden: Golden) -> tuple[str, ...]:

@@ -205,7 +205,7 @@ class _Run:
         self.resume()
         first = self.fabric.is_global_zero
         if first and (self.step >= self.settings.steps or self.stalled()):
-            _log.warning("the run in %s was complete after %d steps: none was taken now", self.folder, self.step)
+            _log.warning("training in %s was complete after %d steps: none was taken now", self.folder, self.step)
         if first and on_start:
             on_start()
         journal = Journal(self.folder, self.step, self.settings.tensorboard) if first else None

@@ -18,6 +18,8 @@ from edgekit.train.images import Picture
 
 # The noise levels, in 8-bit units, that the field reports.
 _SIGMAS = (5, 15, 25, 50)
+# A range that goes so many times beyond the last of them is judged at its end, too.
+_BEYOND = 1.2
 
 
 class Quality(NamedTuple):
@@ -70,9 +72,11 @@ def sample(
 
 
 def validation_levels(settings: NoiseSettings) -> tuple[float, ...]:
-    """The standard sigmas that lie in the range a model is trained for; its upper end where none does."""
+    """The standard sigmas that lie in the range a model is trained for, and its upper end where that is well beyond
+    them, or none does."""
     low, high = settings.sigma
-    return tuple(s for s in _SIGMAS if low <= s <= high) or (high,)
+    beyond = (high,) if high > _BEYOND * max(_SIGMAS) else ()
+    return (*(s for s in _SIGMAS if low <= s <= high), *beyond) or (high,)
 
 
 def to_tensor(pixels: Image) -> Tensor:

@@ -180,6 +180,17 @@ def test_the_recipe_of_correlated_noise_takes_jpeg_from_the_files() -> None:
     profiles = [IsoProfile(100, 3, line, 9, True, (91, 96)), IsoProfile(800, 1, line, 15, True, (88,))]
     noise = make(Recipe, yaml.safe_load(recipe_file.text(profiles, "shots", "tflite"))).noise
     assert (noise.jpeg_share, noise.quality) == (0.75, (88, 96))
+    # Of the others it takes nothing.
+    white = replace(profiles[1], iso=200, correlated=False)
+    unread = replace(profiles[0], qualities=())
+    noise = make(Recipe, yaml.safe_load(recipe_file.text([unread, white], "shots", "tflite"))).noise
+    assert (noise.jpeg_share, noise.quality) == (0.5, (75, 98))
+
+
+def test_levels_beyond_the_usual_range_widen_it() -> None:
+    line = NoiseProfile(0.01, 3, (0.5,), (18,), 18)
+    loud = make(Recipe, yaml.safe_load(recipe_file.text([IsoProfile(51200, 3, line, 60, True)], "shots", "tflite")))
+    assert loud.sigma[1] > 60
 
 
 def test_the_command_says_how_images_were_stored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -189,9 +200,8 @@ def test_the_command_says_how_images_were_stored(tmp_path: Path, capsys: pytest.
             image.save(path.with_suffix(".jpg"), quality=95)
     assert run(["profile", str(tmp_path / "shots"), "--out", str(tmp_path / "out")]) == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert (
-        "note: 2 of 4 images are JPEG, of libjpeg's quality 95 or like it, which the recipe's noise is without" in said
-    )
+    expected = "note: 2 of the 4 images that the recipe is from are JPEG, of libjpeg's quality 95 or like it, "
+    assert expected + "which its noise is without" in said
 
 
 def test_the_table_must_lie_in_the_range() -> None:

@@ -313,8 +313,9 @@ def test_a_drop_by_quantization_names_what_is_to_blame_the_cause_and_the_fix() -
     (reason,) = judge(ROWS, EXACT, 1.0, Thresholds(0.1), LAYERS)
     assert reason.endswith("loses 0.400 of it: quantize longer (--steps), or export --precision fp16")
     # Where --steps would be the training's.
-    (reason,) = judge(ROWS, EXACT, 1.0, Thresholds(0.1), LAYERS, tuned=True)
-    assert "quantize longer (quantization.steps in a recipe), or" in reason
+    (reason,) = judge(ROWS, EXACT, 1.0, Thresholds(0.1), LAYERS, (low, few), tuned=True)
+    assert "quantize longer (quantization.steps in a recipe), or export the tuned model.safetensors in float" in reason
+    assert "--sigma" not in reason
 
 
 def test_a_drop_by_pruning_names_pruning() -> None:

@@ -80,7 +80,7 @@ def test_a_complete_run_that_is_resumed_says_that_nothing_was_left(
     assert not caplog.messages
     assert_same(whole, fit(tiny_model(seed=9), leaves, quick(), tmp_path))
     (said,) = caplog.messages
-    assert said == f"the run in {tmp_path} was complete after {quick().steps} steps: none was taken now"
+    assert said == f"training in {tmp_path} was complete after {quick().steps} steps: none was taken now"
 
 
 def test_a_finished_run_is_not_trained_again(

@@ -112,7 +112,17 @@ def test_sizes_that_the_stride_does_not_divide(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sigma", "expected"), [((0, 55), (5, 15, 25, 50)), ((10, 30), (15, 25)), ((16, 20), (20,)), ((25, 25), (25,))]
+    ("sigma", "expected"),
+    [
+        ((0, 55), (5, 15, 25, 50)),
+        ((10, 30), (15, 25)),
+        ((16, 20), (20,)),
+        ((25, 25), (25,)),
+        # Much beyond the last one is judged there, too.
+        ((0, 60), (5, 15, 25, 50)),
+        ((0, 80), (5, 15, 25, 50, 80)),
+        ((70, 90), (90,)),
+    ],
 )
 def test_levels_within_the_range(sigma: tuple[float, float], expected: tuple[float, ...]) -> None:
     assert validation_levels(NoiseSettings(sigma=sigma)) == expected
