@@ -600,6 +600,7 @@ def _export(
             # The baseline to beat: in the report, not in the bundle.
             run.progress(stage, 1, 3, f"{quantizer} for comparison")
             outputs[f"{target.name} int8 by {quantizer}"] = ran(baseline(quantizer))[1]
+    run.progress(stage, 2, 3, "float outputs")
     golden = Golden(
         noisy=noisy,
         clean=clean,
@@ -618,6 +619,7 @@ def _export(
     terms = {"licence": licences.combine(*parts).licence, "use": use, "edgekit": __version__}
     terms |= noise_header.write(recipe.noise, run.known)
     checkpoints.save(written[WEIGHTS], compressed, terms)
+    run.progress(stage, 3, 3, f"{len(written)} files")
     return _Exported(target, manifest, golden, written, outputs)
 
 

@@ -467,8 +467,8 @@ class FinetuneRecipe(Settings):
     # Old images: None is the built-in set. Their noises, one or a list: none is those that the model knows.
     replay: Path | None = None
     replay_noise: Annotated[tuple[NoiseSettings, ...], BeforeValidator(_listed)] = ()
-    # Of each batch; 0 replays nothing.
-    replay_share: Probability = 0.5
+    # Of each batch; 0 replays nothing, and below 1, or no new image would be shown.
+    replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.5
     # Of the new bundle, e.g. {steps: 600}; what is not named is as the old bundle was made.
     quantization: QuantizeSettings | None = None
     # Refuse weights and images that are for research or non-commercial use alone, or do not say.

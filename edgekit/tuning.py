@@ -115,6 +115,7 @@ def finetune(
     folder = _default_folder(start, recipe) if out is None else out
     if (own := _source(recipe)) is not None and own.resolve().parent == folder.resolve():
         raise RecipeError(f"{own} lies in {folder}, where the new run would replace it: name another folder (--out)")
+    checkpoints.check_folder(folder)
     existing = [folder / name for name in _OURS if (folder / name).exists()]
     if existing and not (resume or force):
         raise OutputExistsError(
@@ -145,6 +146,8 @@ def finetune(
         for path in existing:
             path.unlink(missing_ok=True)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    if resume and not force:
+        _check_same(folder / RECIPE, recipe)
     model = fit(
         start.model,
         new,
@@ -184,6 +187,19 @@ def finetune(
             again, out=folder, force=force, resume=resume, progress=told, on_verdict=on_verdict, given=given
         )
     return Tuned(model, path, table, bundle)
+
+
+def _check_same(path: Path, recipe: FinetuneRecipe) -> None:
+    """What `fit`, which compares the training, does not see. Raises: RecipeError: the run makes another bundle."""
+    if not path.exists():
+        return
+    begun = yaml.safe_load(path.read_text(encoding="utf-8")).get("quantization")
+    now = recipe.model_dump(mode="json")["quantization"]
+    if begun != now:
+        raise RecipeError(
+            f"{path.parent} holds a run with another quantization: {json.dumps(begun)}, now {json.dumps(now)}; "
+            "resume it with the same settings, or add --force, which keeps the training and quantizes anew"
+        )
 
 
 def _kept(again: Recipe, folder: Path) -> Bundle | None:

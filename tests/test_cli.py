@@ -411,7 +411,7 @@ def _raise(error: BaseException) -> object:
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (KeyboardInterrupt(), 130, "interrupted: add --resume to go on from the last checkpoint"),
+        (KeyboardInterrupt(), 130, "interrupted: add --resume to go on from the last checkpoint, if there was one"),
         (OSError(errno.ENOSPC, "No space left on device", "build/x"), 2, "error: disk full while writing build/x"),
         (PermissionError(errno.EACCES, "Permission denied", "build"), 2, "error: build: Permission denied"),
         (MemoryError(), 2, "error: out of memory"),

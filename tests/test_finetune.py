@@ -303,6 +303,12 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
     assert again.table == tuned.table
     assert [verdict.passed for verdict in told] == [True]
     assert {path: path.stat().st_mtime_ns for path in tuned.bundle.folder.iterdir()} == before
+    # What only the bundle would show is refused, and the run's recipe stays as it is.
+    stated = (tmp_path / "run" / "recipe.yaml").read_bytes()
+    other = make(FinetuneRecipe, {**settings, "quantization": {"steps": 41}})
+    with pytest.raises(RecipeError, match=r"run holds a run with another quantization: .*40.*, now .*41"):
+        finetune(other, out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "recipe.yaml").read_bytes() == stated
 
 
 def test_a_bundle_that_is_in_the_way_is_found_before_training(place: Path, bundle: Path, tmp_path: Path) -> None:
@@ -335,6 +341,15 @@ def test_a_bundle_without_weights_says_what_to_do(bundle: Path, tmp_path: Path) 
     recipe = make(FinetuneRecipe, {"model": str(tmp_path / "bare.edgekit"), "data": tmp_path})
     with pytest.raises(BundleError, match=r"holds no weights.safetensors to go on from: compress it again"):
         finetune(recipe, out=tmp_path / "run")
+
+
+def test_a_run_in_a_file_or_without_new_images_is_refused(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(OutputExistsError, match=r"run is a file: name a folder for the run \(--out\)"):
+        tune(place, tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "mine"
+    with pytest.raises(RecipeError, match="replay_share is '?1"):
+        make(FinetuneRecipe, {"model": "dsunet-s", "data": place / "new", "replay_share": 1})
 
 
 def test_what_belongs_to_training_alone_is_refused(place: Path) -> None:

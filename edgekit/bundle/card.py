@@ -61,7 +61,7 @@ def render(manifest: Manifest, verdict: Verdict) -> str:
         "",
         "## Using it",
         "",
-        f"- Python: `pip install 'edgekit[{_engine(manifest)}]'`, then as in `samples/python.py`, or "
+        f"- Python: `pip install '.[{_engine(manifest)}]'` in a clone of edgekit, then as in `samples/python.py`, or "
         "`edgekit denoise IN -o OUT --model THIS_FOLDER`.",
         "- Prove that it arrived intact: `edgekit check THIS_FOLDER`; on a device without edgekit `python verify.py`.",
         _ELSEWHERE.get(manifest.target, "- Any other language: open a model file below and feed tiles."),

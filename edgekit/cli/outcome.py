@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _interrupted(arguments: Sequence[str]) -> int:
     resumable = bool({"compress", "train", "finetune"}.intersection(arguments[:1]))
-    how = ": add --resume to go on from the last checkpoint" if resumable else ""
+    how = ": add --resume to go on from the last checkpoint, if there was one" if resumable else ""
     how = ": the same command goes on" if "search" in arguments[:1] else how
     return _say(f"interrupted{how}", INTERRUPTED)
 

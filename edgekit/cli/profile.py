@@ -22,18 +22,18 @@ def profile(
         Path, typer.Argument(metavar="DIR", help="Noisy images, or folders of them named ISO100, ISO1600, ...")
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the chart and the recipe.")] = Path("profile"),
-    target: Annotated[str, typer.Option(metavar="NAME", help="What the recipe exports for.")] = "tflite",
+    target: Annotated[
+        str, typer.Option(metavar="NAME|all", help="What the recipe exports for: tflite, openvino, tensorrt.")
+    ] = "tflite",
     force: Annotated[bool, typer.Option("--force", help="Replace a chart and a recipe that are there.")] = False,
 ) -> None:
     """Fit the noise of noisy images, by ISO; writes a chart and a recipe."""
-    for path in (out / _CHART, out / _RECIPE):
-        if path.exists() and not force:
-            raise OutputExistsError(f"{path} exists: use --force to replace it, or name another folder with --out")
     with needed("profile"), Bars() as bars:
         from edgekit.profile import chart, iso_folders, measure, recipe_file
         from edgekit.recipe import Recipe, make
 
         folders, left = iso_folders(folder)
+        _check_free(out, force)
         skipped: list[str] = []
         found = measure(folders, lambda stage, done, total: bars(stage, done, total), skipped.append)
         recipe = recipe_file.text(found, folder.resolve().name, target)
@@ -44,14 +44,17 @@ def profile(
     if left:
         notes.append(f"left out, no ISO in the name: {shortened(left)}")
     if any(p.correlated for p in found):
-        notes.append("correlated noise: the lines are too low; sigma is the estimate of --sigma auto")
+        which = ", ".join(chart.name(p) for p in found if p.correlated)
+        notes.append(f"correlated noise ({which}): the line is too low there; sigma is the estimate of --sigma auto")
     camera = recipe_file.correlated(found)
     shown = [p for p in found if p.correlated == camera]
     if qualities := [quality for p in shown for quality in p.qualities]:
         low, high = min(qualities), max(qualities)
         levels = f"quality {low}" if low == high else f"qualities {low} to {high}"
         count = f"{len(qualities)} of the {sum(p.images for p in shown)} images that the recipe is from"
-        taken = "as it says" if camera else "which its noise is without"
+        taken = (
+            "as its jpeg_share and quality say" if camera else "of which its noise knows nothing: rather profile PNGs"
+        )
         notes.append(f"{count} are JPEG, of libjpeg's {levels} or like it, {taken}")
     if len(shown) < len(found):
         others = ", ".join(chart.name(p) for p in found if p not in shown)
@@ -77,3 +80,11 @@ def profile(
     screen.print(Text(f"-> {out / _CHART}, {out / _RECIPE}"), soft_wrap=True)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def _check_free(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError(f"{out} is a file: --out names a folder")
+    for path in (out / _CHART, out / _RECIPE):
+        if path.exists() and not force:
+            raise OutputExistsError(f"{path} exists: use --force to replace it, or name another folder with --out")

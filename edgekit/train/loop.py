@@ -253,6 +253,8 @@ class _Run:
                 "another: expected one folder on a disk that every node sees; name it with --out"
             )
         if state is None:
+            if self.fabric.is_global_zero and (self.folder / "log.jsonl").exists():
+                _log.warning("%s holds no checkpoint yet: training begins anew", self.folder)
             return
         self.model.load_state_dict(state["model"])
         self.average.model.load_state_dict(state["ema"])

@@ -84,6 +84,7 @@ def train(
         given. What `open_images`, `models.load` and `fit` raise.
     """
     folder = Path(out)
+    models.checkpoints.check_folder(folder)
     existing = [folder / name for name in _OURS if (folder / name).exists()]
     if existing and not (resume or force):
         raise OutputExistsError(

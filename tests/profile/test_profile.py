@@ -201,7 +201,7 @@ def test_the_command_says_how_images_were_stored(tmp_path: Path, capsys: pytest.
     assert run(["profile", str(tmp_path / "shots"), "--out", str(tmp_path / "out")]) == 0
     said = " ".join(capsys.readouterr().err.split())
     expected = "note: 2 of the 4 images that the recipe is from are JPEG, of libjpeg's quality 95 or like it, "
-    assert expected + "which its noise is without" in said
+    assert expected + "of which its noise knows nothing: rather profile PNGs" in said
 
 
 def test_the_table_must_lie_in_the_range() -> None:

@@ -73,6 +73,16 @@ def test_a_killed_run_resumes_to_the_bit(
     assert logs[0] == logs[1]
 
 
+def test_a_run_without_a_checkpoint_says_that_it_begins_anew(
+    tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Killed):
+        fit(tiny_model(), leaves, quick(), tmp_path, progress=kill_at(2))
+    assert not caplog.messages
+    fit(tiny_model(), leaves, quick(), tmp_path)
+    assert caplog.messages == [f"{tmp_path} holds no checkpoint yet: training begins anew"]
+
+
 def test_a_complete_run_that_is_resumed_says_that_nothing_was_left(
     tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
