@@ -428,6 +428,33 @@ def test_what_goes_wrong_outside_is_one_line_too(
     assert said.err.count("\n") == 1
 
 
+_WAITING = """
+import sys, time
+from edgekit import pipeline
+from edgekit.cli.outcome import run
+
+def wait(*_, **__):
+    print("waiting", flush=True)
+    time.sleep(600)
+
+pipeline.compress = wait
+sys.exit(run(["compress", "--target", "tflite"]))
+"""
+
+
+def test_sigterm_is_answered_by_a_line() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert said.splitlines()[-1] == "terminated: add --resume to go on from the last checkpoint, if there was one"
+    assert "Traceback" not in said
+
+
 def test_a_defect_keeps_its_traceback(edgekit: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "compress", _raise(ZeroDivisionError("a defect")))
     with pytest.raises(ZeroDivisionError):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -13,8 +16,12 @@ import typer
 from edgekit.errors import EdgekitError
 from edgekit.extras import EXTRAS, pip_line
 
-OK, FAIL, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, FAIL, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 _NO_MEMORY = "error: out of memory: use a smaller --tile (compress) or --batch (train), or close other programs"
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM came: no `Exception`, so that nothing on the way takes it for an error to answer."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -22,13 +29,16 @@ def run(arguments: Sequence[str]) -> int:
     from edgekit.cli.app import app
 
     try:
-        code = app(args=list(arguments), prog_name="edgekit", standalone_mode=False)
+        with _told_of_sigterm():
+            code = app(args=list(arguments), prog_name="edgekit", standalone_mode=False)
         # What it returns is the exit code of a `typer.Exit` inside; newer releases make one of Ctrl-C too.
         return _interrupted(arguments) if code == INTERRUPTED else code if isinstance(code, int) else OK
     except typer.Exit as leave:
         return leave.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return _interrupted(arguments)
+    except _TerminatedError:
+        return _interrupted(arguments, "terminated", TERMINATED)
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; whatever Python flushes on its way out must not fail either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,11 +70,33 @@ def run(arguments: Sequence[str]) -> int:
         return _say(f"error: {_usage(error)}")
 
 
-def _interrupted(arguments: Sequence[str]) -> int:
+@contextmanager
+def _told_of_sigterm() -> Iterator[None]:
+    """Make SIGTERM an exception, as Ctrl-C is, where it would end the process without a word.
+
+    Not where a launcher started several processes: one may wait for the others where no Python runs, and the training
+    of several has a handler of its own (`train/processes.py`).
+    """
+    alone = "WORLD_SIZE" not in os.environ and threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _interrupted(arguments: Sequence[str], word: str = "interrupted", code: int = INTERRUPTED) -> int:
     resumable = bool({"compress", "train", "finetune"}.intersection(arguments[:1]))
     how = ": add --resume to go on from the last checkpoint, if there was one" if resumable else ""
     how = ": the same command goes on" if "search" in arguments[:1] else how
-    return _say(f"interrupted{how}", INTERRUPTED)
+    return _say(f"{word}{how}", code)
 
 
 def _say(line: str, code: int = BAD_INPUT) -> int:
