@@ -221,7 +221,7 @@ def compress(
         "images' digest": images.digest,
         **{f"version of {name}": version for name, version in _versions().items()},
     }
-    work = Workspace(_workspace(recipe, out), recipe, inputs, resume=resume, force=force)
+    work = Workspace(work_folder(recipe.model, recipe.target, out), recipe, inputs, resume=resume, force=force)
     told, known = ({}, None) if given is None else (given.told, given.known)
     run = _Run(recipe, images, work, progress or silent, told, known)
     try:
@@ -266,25 +266,27 @@ def _settled(recipe: Recipe, original: DenoiserModel) -> Recipe:
     return settled
 
 
-def _stem(recipe: Recipe) -> str:
+def _stem(model: str) -> str:
     """What bundles and model files are called: the model's name, its file's, or its folder's, which may be "."."""
-    return Path(recipe.model).resolve().stem
+    return Path(model).resolve().stem
 
 
-def _workspace(recipe: Recipe, out: Path) -> Path:
-    return out / f".{_stem(recipe)}-{recipe.target}.edgekit.work"
+def bundle_folder(model: str, target: str, out: Path) -> Path:
+    """Where the bundle of a model, as a recipe names it, for a target goes."""
+    return out / f"{_stem(model)}-{target}.edgekit"
 
 
-def unfinished(recipe: Recipe, out: Path) -> bool:
-    """Whether a folder holds what a run of `compress` that was stopped left, for `resume` to go on with."""
-    return _workspace(recipe, out).exists()
+def work_folder(model: str, target: str, out: Path) -> Path:
+    """Where a run keeps what `resume` goes on with, until its bundle is complete."""
+    place = bundle_folder(model, target, out)
+    return place.with_name(f".{place.name}.work")
 
 
 def _destinations(recipe: Recipe, chosen: Sequence[Target], out: Path, force: bool) -> dict[str, Path]:
     """Where each target's bundle goes. Raises: OutputExistsError."""
-    found = {target.name: out / f"{_stem(recipe)}-{target.name}.edgekit" for target in chosen}
-    for destination in found.values():
-        writer.check_free(destination, force)
+    found = {target.name: bundle_folder(recipe.model, target.name, out) for target in chosen}
+    for place in found.values():
+        writer.check_free(place, force)
     return found
 
 
@@ -567,7 +569,7 @@ def _export(
     # What a run that was killed here left behind is made anew.
     shutil.rmtree(files, ignore_errors=True)
     files.mkdir()
-    stem = _stem(recipe)
+    stem = _stem(recipe.model)
     noisy, clean, sigma = run.images.golden.noisy, run.images.golden.clean, run.images.golden.sigma
     thresholds = Thresholds(
         max_drop=recipe.max_drop, min_int8_share=MIN_INT8_SHARE if recipe.precision == "int8" else 0.0
@@ -766,7 +768,7 @@ def _manifest(
 ) -> Manifest:
     default: Variant = lowered.variants[0]
     return Manifest(
-        name=_stem(recipe),
+        name=_stem(recipe.model),
         target=target.name,
         precision=recipe.precision,
         default_variant=default.name,

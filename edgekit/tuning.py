@@ -22,6 +22,7 @@ from edgekit.errors import BundleError, OutputExistsError, RecipeError
 from edgekit.models import DenoiserModel, checkpoints, licences
 from edgekit.models.checkpoints import write_atomically
 from edgekit.models.licences import Terms
+from edgekit.out_folder import check_folder
 from edgekit.pair_folder import is_paired
 from edgekit.pipeline import Given, Progress, silent
 from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings, make
@@ -29,6 +30,7 @@ from edgekit.runtime.check import recorded
 from edgekit.runtime.verdict import Verdict
 from edgekit.stage_data import GoldenImages, StageData, open_stage_data
 from edgekit.train.images import ImageSource, open_images
+from edgekit.train.journal import LOG
 from edgekit.train.loop import fit
 from edgekit.train.processes import first
 from edgekit.train.replay import Mixed, Replay
@@ -41,7 +43,7 @@ _log = logging.getLogger(__name__)
 WEIGHTS, RECIPE, TABLE = "model.safetensors", "recipe.yaml", "finetune.json"
 # Batches that are looked at for the levels of a noise.
 _LOOKS = 16
-_OURS = (FILE, WEIGHTS, RECIPE, TABLE, "log.jsonl")
+_OURS = (FILE, WEIGHTS, RECIPE, TABLE, LOG)
 
 
 class Change(NamedTuple):
@@ -115,7 +117,7 @@ def finetune(
     folder = _default_folder(start, recipe) if out is None else out
     if (own := _source(recipe)) is not None and own.resolve().parent == folder.resolve():
         raise RecipeError(f"{own} lies in {folder}, where the new run would replace it: name another folder (--out)")
-    checkpoints.check_folder(folder)
+    check_folder(folder)
     existing = [folder / name for name in _OURS if (folder / name).exists()]
     if existing and not (resume or force):
         raise OutputExistsError(
@@ -128,8 +130,10 @@ def finetune(
         licences.check_clean(parts)
         if recipe.replay_share:
             licences.check_clean({"data": (str(recipe.replay or "built-in"), licences.of_images(recipe.replay))})
+    if resume and not force:
+        _check_same(folder / RECIPE, recipe)
     if start.recipe is not None and not resume:
-        writer.check_free(folder / f"{start.name}-{start.recipe.target}.edgekit", force)
+        writer.check_free(pipeline.bundle_folder(start.name, start.recipe.target, folder), force)
     if not recipe.replay_share or is_paired(recipe.replay):
         names = " and ".join(n.model for n in start.noises)
         if names or not recipe.replay_share:
@@ -146,8 +150,6 @@ def finetune(
         for path in existing:
             path.unlink(missing_ok=True)
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    if resume and not force:
-        _check_same(folder / RECIPE, recipe)
     model = fit(
         start.model,
         new,
@@ -204,8 +206,8 @@ def _check_same(path: Path, recipe: FinetuneRecipe) -> None:
 
 def _kept(again: Recipe, folder: Path) -> Bundle | None:
     """The new bundle, if a run that is resumed had finished it: nothing of that is left to resume."""
-    destination = folder / f"{again.model}-{again.target}.edgekit"
-    if not destination.exists() or pipeline.unfinished(again, folder):
+    destination = pipeline.bundle_folder(again.model, again.target, folder)
+    if not destination.exists() or pipeline.work_folder(again.model, again.target, folder).exists():
         return None
     _log.warning("%s was finished and is as it was; --force with --resume quantizes anew", destination)
     return reader.read(destination)
@@ -292,7 +294,7 @@ def _replayed(
 
 def _known_after(start: _Start, recipe: FinetuneRecipe) -> tuple[NoiseSettings, ...]:
     """What the tuned model knows, the last first: what was not replayed is forgotten, and that of pairs has no name."""
-    new = () if is_paired(recipe.data) or recipe.replay_share == 1 else (recipe.train.noise,)
+    new = () if is_paired(recipe.data) else (recipe.train.noise,)
     kept = () if is_paired(recipe.replay) or not recipe.replay_share else start.noises
     return noise_header.merged((*new, *kept))
 

@@ -12,6 +12,7 @@ from edgekit.cli import show
 from edgekit.cli.progress import Bars
 from edgekit.errors import OutputExistsError
 from edgekit.extras import needed
+from edgekit.out_folder import check_folder
 from edgekit.shortened import shortened
 
 _CHART, _RECIPE = "profile.html", "profile.yaml"
@@ -46,8 +47,7 @@ def profile(
     if any(p.correlated for p in found):
         which = ", ".join(chart.name(p) for p in found if p.correlated)
         notes.append(f"correlated noise ({which}): the line is too low there; sigma is the estimate of --sigma auto")
-    camera = recipe_file.correlated(found)
-    shown = [p for p in found if p.correlated == camera]
+    camera, shown = recipe_file.correlated(found), recipe_file.basis(found)
     if qualities := [quality for p in shown for quality in p.qualities]:
         low, high = min(qualities), max(qualities)
         levels = f"quality {low}" if low == high else f"qualities {low} to {high}"
@@ -83,8 +83,7 @@ def profile(
 
 
 def _check_free(out: Path, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise OutputExistsError(f"{out} is a file: --out names a folder")
+    check_folder(out)
     for path in (out / _CHART, out / _RECIPE):
         if path.exists() and not force:
             raise OutputExistsError(f"{path} exists: use --force to replace it, or name another folder with --out")

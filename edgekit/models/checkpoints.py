@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekit.errors import CheckpointError, EdgekitError, OutputExistsError, RecipeError, UnknownNameError
+from edgekit.errors import CheckpointError, EdgekitError, RecipeError, UnknownNameError
 from edgekit.models.base import DenoiserModel
 from edgekit.models.registry import build, create, names
 from edgekit.shortened import shortened
@@ -159,12 +159,6 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"cannot write {path} ({len(content)} bytes): {error.strerror or error}; "
             "free some space or name another folder; what stood there is unchanged"
         ) from error
-
-
-def check_folder(folder: Path) -> None:
-    """Raises: OutputExistsError: a file is where a run's folder is to be."""
-    if folder.exists() and not folder.is_dir():
-        raise OutputExistsError(f"{folder} is a file: name a folder for the run (--out)")
 
 
 def _find(source: str | Path) -> Path:

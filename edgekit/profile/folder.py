@@ -98,13 +98,13 @@ def measure(
     for folder in folders:
         estimates: list[SigmaEstimate] = []
         wrong: list[str] = []
-        read: list[Path] = []
+        qualities: list[int] = []
 
         def pixels(
             folder: IsoFolder = folder,
             estimates: list[SigmaEstimate] = estimates,
             wrong: list[str] = wrong,
-            read: list[Path] = read,
+            qualities: list[int] = qualities,
         ) -> Iterator[NDArray[Any]]:
             # One image is in memory at a time.
             nonlocal done
@@ -117,7 +117,8 @@ def measure(
                     wrong.append(str(error))
                     on_skipped(wrong[-1])
                     continue
-                read.append(file)
+                if (quality := jpeg_quality(file)) is not None:
+                    qualities.append(quality)
                 if min(image.shape[:2]) >= 3:
                     estimates.append(estimate_sigma(image))
                 yield image
@@ -130,8 +131,8 @@ def measure(
             raise DataError(f"{folder.files[0].parent}: {what}") from None
         correlated = sum(e.correlated for e in estimates) > len(estimates) / 2
         level = statistics.median(e.raw for e in estimates) if correlated else line.level
-        qualities = tuple(quality for quality in map(jpeg_quality, read) if quality is not None)
-        found.append(IsoProfile(folder.iso, len(read), line, level, correlated, qualities))
+        count = len(folder.files) - len(wrong)
+        found.append(IsoProfile(folder.iso, count, line, level, correlated, tuple(qualities)))
     return found
 
 

@@ -30,6 +30,12 @@ def correlated(profiles: Sequence[IsoProfile]) -> bool:
     return 2 * sum(p.images for p in profiles if p.correlated) >= sum(p.images for p in profiles)
 
 
+def basis(profiles: Sequence[IsoProfile]) -> list[IsoProfile]:
+    """Those that the recipe is made from: what is of the other kind would only mislead."""
+    camera = correlated(profiles)
+    return [p for p in profiles if p.correlated == camera]
+
+
 def _stored(profiles: Sequence[IsoProfile]) -> dict[str, Any]:
     """JPEG as the images have it: their share, and from the coarsest to the finest; nothing where none is a JPEG, for
     other files may have been one before."""
@@ -55,9 +61,7 @@ def text(profiles: Sequence[IsoProfile], source: str, target: str) -> str:
     """
     import yaml
 
-    camera = correlated(profiles)
-    # What is of the other kind would only mislead.
-    profiles = [p for p in profiles if p.correlated == camera]
+    camera, profiles = correlated(profiles), basis(profiles)
     shots = [p.line.shot for p in profiles]
     reads = [p.line.read for p in profiles]
     noise: dict[str, Any] = {"model": "poisson-gaussian"}

@@ -15,6 +15,8 @@ from edgekit.models.checkpoints import write_atomically
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+LOG = "log.jsonl"
+
 
 class Journal:
     """Records of a run: one JSON object a line, and the same as TensorBoard scalars where that is wanted.
@@ -27,7 +29,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, start: int, tensorboard: bool) -> None:
-        self.path = folder / "log.jsonl"
+        self.path = folder / LOG
         kept = [record for record in read_log(self.path) if record["step"] <= start]
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
         self.seconds = float(kept[-1]["seconds"]) if kept else 0.0

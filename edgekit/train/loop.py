@@ -30,7 +30,7 @@ from edgekit.train import neighbours, noise, told
 from edgekit.train.ema import WeightAverage
 from edgekit.train.groups import parameter_groups
 from edgekit.train.images import ImageSource
-from edgekit.train.journal import Journal
+from edgekit.train.journal import LOG, Journal
 from edgekit.train.optimizers import optimizer
 from edgekit.train.processes import as_launched, join, together
 from edgekit.train.replay import Mixed, Replay
@@ -253,7 +253,7 @@ class _Run:
                 "another: expected one folder on a disk that every node sees; name it with --out"
             )
         if state is None:
-            if self.fabric.is_global_zero and (self.folder / "log.jsonl").exists():
+            if self.fabric.is_global_zero and (self.folder / LOG).exists():
                 _log.warning("%s holds no checkpoint yet: training begins anew", self.folder)
             return
         self.model.load_state_dict(state["model"])

@@ -16,16 +16,16 @@ from edgekit.errors import OutputExistsError, RecipeError
 from edgekit.models import licences
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
+from edgekit.out_folder import check_folder
 from edgekit.recipe import TrainSettings
 from edgekit.train.images import ImageSource, open_images
-from edgekit.train.journal import read_log
+from edgekit.train.journal import LOG, read_log
 from edgekit.train.loop import Progress, check, fit
 from edgekit.train.processes import as_launched, first
 from edgekit.train.state import FILE, weights_digest
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
-LOG = "log.jsonl"
 _OURS = (FILE, WEIGHTS, RECIPE, LOG)
 
 
@@ -84,7 +84,7 @@ def train(
         given. What `open_images`, `models.load` and `fit` raise.
     """
     folder = Path(out)
-    models.checkpoints.check_folder(folder)
+    check_folder(folder)
     existing = [folder / name for name in _OURS if (folder / name).exists()]
     if existing and not (resume or force):
         raise OutputExistsError(
