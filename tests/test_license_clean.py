@@ -43,7 +43,7 @@ def recipe(**settings: object) -> Recipe:
 def test_compress_takes_free_weights_by_their_name(free: str) -> None:
     _, original, _ = pipeline._prepare(recipe(model=free))
     assert original.parameter_count() == models.create("dsunet-s").parameter_count()
-    assert pipeline._stem(recipe(model=free)) == free
+    assert pipeline._stem(recipe(model=free).model) == free
 
 
 @pytest.mark.parametrize(
