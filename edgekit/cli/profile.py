@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from edgekit.out_folder import check_folder
 from edgekit.shortened import shortened
 
 _CHART, _RECIPE = "profile.html", "profile.yaml"
+_USUAL = "tflite"
 
 
 def profile(
@@ -25,7 +27,7 @@ def profile(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the chart and the recipe.")] = Path("profile"),
     target: Annotated[
         str, typer.Option(metavar="NAME|all", help="What the recipe exports for: tflite, openvino, tensorrt.")
-    ] = "tflite",
+    ] = _USUAL,
     force: Annotated[bool, typer.Option("--force", help="Replace a chart and a recipe that are there.")] = False,
 ) -> None:
     """Fit the noise of noisy images, by ISO; writes a chart and a recipe."""
@@ -35,6 +37,7 @@ def profile(
 
         folders, left = iso_folders(folder)
         _check_free(out, force)
+        _check_target(target)
         skipped: list[str] = []
         found = measure(folders, lambda stage, done, total: bars(stage, done, total), skipped.append)
         recipe = recipe_file.text(found, folder.resolve().name, target)
@@ -80,6 +83,16 @@ def profile(
     screen.print(Text(f"-> {out / _CHART}, {out / _RECIPE}"), soft_wrap=True)
     for note in notes:
         typer.echo(f"note: {note}", err=True)
+
+
+def _check_target(target: str) -> None:
+    # A device profiles without torch, which targets need to be known; there a wrong name is told by `compress`.
+    if target != _USUAL and importlib.util.find_spec("torch") is not None:
+        from edgekit.pipeline import ALL
+        from edgekit.targets import registry
+
+        if target != ALL:
+            registry.get(target)
 
 
 def _check_free(out: Path, force: bool) -> None:

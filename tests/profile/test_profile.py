@@ -121,6 +121,17 @@ def test_the_command_writes_a_chart_and_a_recipe_that_compress_takes(
     assert run([*words, "--force"]) == 0
 
 
+def test_an_unknown_target_is_refused_before_images_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "ISO100").mkdir()
+    (tmp_path / "ISO100" / "a.png").write_bytes(b"no image")
+    out = tmp_path / "out"
+    assert run(["profile", str(tmp_path), "--target", "tflit", "--out", str(out)]) == 2
+    assert "unknown target 'tflit'" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_correlated_noise_proposes_the_camera_model(tmp_path: Path) -> None:
     import torch
 
