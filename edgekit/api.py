@@ -81,8 +81,9 @@ def compress(
 
         loaded = load_recipe(Path(recipe) if recipe is not None else None, **settings)
         from edgekit import pipeline
+        from edgekit.targets.registry import ALL
 
-        if loaded.target == pipeline.ALL:
+        if loaded.target == ALL:
             raise RecipeError("target is 'all': compress gives one bundle; call compress_all, or name one target")
         return pipeline.compress(loaded, out=Path(out), force=force, resume=resume, progress=progress)[0]
 

@@ -76,8 +76,6 @@ _LIBRARIES = (
 )  # fmt: skip
 # In a bundle, what the compressed network was before it was quantized: for whoever trains it further.
 WEIGHTS = "weights.safetensors"
-# The word for every target at once.
-ALL = "all"
 
 
 class Progress(Protocol):
@@ -358,7 +356,7 @@ def silent(stage: str, done: int, total: int, text: str = "") -> None:
 
 def _prepare(recipe: Recipe, given: Given | None = None) -> tuple[list[Target], DenoiserModel, DenoiserModel | None]:
     """The targets, the model and its teacher, once everything is refused that shows before the images are read."""
-    chosen = [targets.get(name) for name in (targets.names() if recipe.target == ALL else [recipe.target])]
+    chosen = targets.chosen(recipe.target)
     for target in chosen:
         if (missing := target.available()) is not None:
             raise MissingExtraError.needs(f"--target {target.name}", missing, target.extra)
@@ -705,7 +703,7 @@ def _write(
     on_verdict: Callable[[Verdict], None] | None,
 ) -> Bundle:
     """Write a bundle and judge it."""
-    stage = f"check {item.target.name}" if run.recipe.target == ALL else "check"
+    stage = f"check {item.target.name}" if run.recipe.target == targets.ALL else "check"
     run.progress(stage, 0, 1, "golden tiles through the runtime")
     verdicts: list[Verdict] = []
 

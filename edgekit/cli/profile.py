@@ -88,11 +88,9 @@ def profile(
 def _check_target(target: str) -> None:
     # A device profiles without torch, which targets need to be known; there a wrong name is told by `compress`.
     if target != _USUAL and importlib.util.find_spec("torch") is not None:
-        from edgekit.pipeline import ALL
         from edgekit.targets import registry
 
-        if target != ALL:
-            registry.get(target)
+        registry.chosen(target)
 
 
 def _check_free(out: Path, force: bool) -> None:

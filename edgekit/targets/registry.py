@@ -9,6 +9,9 @@ import pkgutil
 from edgekit.errors import UnknownNameError
 from edgekit.targets.base import Target
 
+# The word for every target at once.
+ALL = "all"
+
 
 @functools.cache
 def _discover() -> dict[str, Target]:
@@ -30,3 +33,11 @@ def get(name: str) -> Target:
     if name not in _discover():
         raise UnknownNameError.unknown("target", name, _discover())
     return _discover()[name]
+
+
+def chosen(name: str) -> list[Target]:
+    """The targets that a recipe asks for: the one of that name, or every one for "all".
+
+    Raises: UnknownNameError.
+    """
+    return [get(each) for each in (names() if name == ALL else [name])]
