@@ -35,6 +35,7 @@ from edgekit.compress.sensitivity import sensitivity
 from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, importers, licences, names
 from edgekit.models.complexity import layer_macs
+from edgekit.out_folder import check_out_folder
 from edgekit.recipe import DistillSettings, NoiseSettings, PruneSettings, QuantizeSettings, Recipe
 from edgekit.runtime.check import check, run_tiles
 from edgekit.runtime.denoiser import Denoiser
@@ -282,6 +283,7 @@ def work_folder(model: str, target: str, out: Path) -> Path:
 
 def _destinations(recipe: Recipe, chosen: Sequence[Target], out: Path, force: bool) -> dict[str, Path]:
     """Where each target's bundle goes. Raises: OutputExistsError."""
+    check_out_folder(out)
     found = {target.name: bundle_folder(recipe.model, target.name, out) for target in chosen}
     for place in found.values():
         writer.check_free(place, force)

@@ -22,7 +22,7 @@ from edgekit.errors import BundleError, OutputExistsError, RecipeError
 from edgekit.models import DenoiserModel, checkpoints, licences
 from edgekit.models.checkpoints import write_atomically
 from edgekit.models.licences import Terms
-from edgekit.out_folder import check_folder
+from edgekit.out_folder import check_out_folder
 from edgekit.pair_folder import is_paired
 from edgekit.pipeline import Given, Progress, silent
 from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings, make
@@ -117,7 +117,7 @@ def finetune(
     folder = _default_folder(start, recipe) if out is None else out
     if (own := _source(recipe)) is not None and own.resolve().parent == folder.resolve():
         raise RecipeError(f"{own} lies in {folder}, where the new run would replace it: name another folder (--out)")
-    check_folder(folder)
+    check_out_folder(folder)
     existing = [folder / name for name in _OURS if (folder / name).exists()]
     if existing and not (resume or force):
         raise OutputExistsError(

@@ -369,6 +369,15 @@ def test_force_replaces_nothing_but_a_bundle_and_says_so_first(weights: Path, tm
     assert (mine / "thesis.tex").read_text() == "years"
 
 
+def test_a_file_in_the_place_of_the_folder_is_named_and_kept(weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "build"
+    out.write_text("mine")
+    for begin in (pipeline.compress, pipeline.plan):
+        with pytest.raises(OutputExistsError, match=r"build is a file: name a folder for the run \(--out\)"):
+            begin(recipe(weights), out=out)
+    assert out.read_text() == "mine"
+
+
 def test_an_existing_bundle_is_kept(bundle: Bundle, weights: Path) -> None:
     with pytest.raises(OutputExistsError, match="--force"):
         pipeline.compress(recipe(weights), out=bundle.source.parent)

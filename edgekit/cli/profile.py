@@ -13,7 +13,7 @@ from edgekit.cli import show
 from edgekit.cli.progress import Bars
 from edgekit.errors import OutputExistsError
 from edgekit.extras import needed
-from edgekit.out_folder import check_folder
+from edgekit.out_folder import check_out_folder
 from edgekit.shortened import shortened
 
 _CHART, _RECIPE = "profile.html", "profile.yaml"
@@ -94,7 +94,7 @@ def _check_target(target: str) -> None:
 
 
 def _check_free(out: Path, force: bool) -> None:
-    check_folder(out)
+    check_out_folder(out)
     for path in (out / _CHART, out / _RECIPE):
         if path.exists() and not force:
             raise OutputExistsError(f"{path} exists: use --force to replace it, or name another folder with --out")

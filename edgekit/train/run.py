@@ -16,7 +16,7 @@ from edgekit.errors import OutputExistsError, RecipeError
 from edgekit.models import licences
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
-from edgekit.out_folder import check_folder
+from edgekit.out_folder import check_out_folder
 from edgekit.recipe import TrainSettings
 from edgekit.train.images import ImageSource, open_images
 from edgekit.train.journal import LOG, read_log
@@ -84,7 +84,7 @@ def train(
         given. What `open_images`, `models.load` and `fit` raise.
     """
     folder = Path(out)
-    check_folder(folder)
+    check_out_folder(folder)
     existing = [folder / name for name in _OURS if (folder / name).exists()]
     if existing and not (resume or force):
         raise OutputExistsError(
