@@ -328,7 +328,7 @@ def test_denoise_without_a_bundle(edgekit: Terminal, photo: Path, tmp_path: Path
         ([], "target is missing: give it in the recipe or with --target TARGET"),
         (
             ["--target", "tflit"],
-            "unknown target 'tflit': expected one of openvino, tensorrt, tflite (did you mean 'tflite'?)",
+            "unknown target 'tflit': expected one of all, openvino, tensorrt, tflite (did you mean 'tflite'?)",
         ),
         (["--tile", "big"], "tile is 'big': expected a whole number"),
         (["--prune", "0.95"], "prune is '0.95': expected a number from 0 to 0.9"),

@@ -40,4 +40,6 @@ def chosen(name: str) -> list[Target]:
 
     Raises: UnknownNameError.
     """
+    if name not in (*names(), ALL):
+        raise UnknownNameError.unknown("target", name, [*names(), ALL])
     return [get(each) for each in (names() if name == ALL else [name])]
