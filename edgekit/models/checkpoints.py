@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,8 @@ def load(source: str | Path, model: str | DenoiserModel | None = None, **overrid
     else:
         target = _from_header(path, header)
     hint = _belongs(path, header) or "name the model that these weights are of, `edgekit models` lists them; "
-    _fill(target, state, path, f"{target.arch} {target.config()}", hint)
+    differing = [] if model is None else _differing(path, header, target)
+    _fill(target, state, path, f"{target.arch} {target.config()}", hint, differing)
     return target.eval()
 
 
@@ -254,7 +255,10 @@ def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
         raise CheckpointError(f"{path}: its header does not describe a model ({error})") from error
 
 
-def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, hint: str) -> None:
+def _fill(
+    model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, hint: str, differing: Sequence[str] = ()
+) -> None:
+    """Fill in the module, or say what does not fit: `differing` where the shapes alone would."""
     wanted = model.state_dict()
     state = _bare(state, wanted)
     problems = []
@@ -269,8 +273,8 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, 
     ]
     if wrong:
         problems.append(shortened(wrong))
-    if problems:
-        raise CheckpointError(f"{path} does not fit {name}: {hint}{'; '.join(problems)}")
+    if found := problems or differing:
+        raise CheckpointError(f"{path} does not fit {name}: {hint}{'; '.join(found)}")
     _check_finite(state, path)
     # assign: a model on the meta device has nothing to copy into.
     model.load_state_dict({k: _cast(v, torch.float32) for k, v in state.items()}, assign=_is_meta(model))
@@ -286,6 +290,17 @@ def _belongs(path: Path, header: Mapping[str, str]) -> str:
         return f"its header says {owner.arch} {owner.config()}; "
     colour = "gray" if owner.channels == 1 else "colour"
     return f"these are weights of {named[0]} for {colour} images, use that model; "
+
+
+def _differing(path: Path, header: Mapping[str, str], model: DenoiserModel) -> list[str]:
+    """Where the file's own settings are not the model's: a dilation or a scale shows in no shape."""
+    if "arch" not in header or "config" not in header:
+        return []
+    owner = _from_header(path, header)
+    if owner.arch != model.arch:
+        return [f"it is of {owner.arch}"]
+    theirs, ours = owner.config(), model.config()
+    return [f"{key} is {theirs[key]!r} where the model has {ours[key]!r}" for key in ours if theirs[key] != ours[key]]
 
 
 def _cast(value: Tensor, kind: torch.dtype) -> Tensor:

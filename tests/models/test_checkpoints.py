@@ -118,6 +118,19 @@ def test_shapes_that_differ(small: DenoiserModel, tmp_path: Path) -> None:
         models.load(tmp_path / "w.pth", "dsunet-n", widths=[16, 8], middle=[16])
 
 
+def test_settings_that_no_shape_shows(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    tiny = {"width": 4, "groups": [[[4]]], "branch": 4}
+    models.save(path, models.create("mrdn", **tiny, dilations=[2, 4]))
+    other = models.create("mrdn", **tiny, dilations=[1, 2])
+    before = {key: value.clone() for key, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"dilations is \[2, 4\] where the model has \[1, 2\]"):
+        models.load(path, other)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items()), "the module was filled in"
+    same = models.load(path, models.create("mrdn", **tiny, dilations=[2, 4]))
+    assert all(torch.equal(value, models.load(path).state_dict()[key]) for key, value in same.state_dict().items())
+
+
 def test_a_file_of_another_model_says_whose_it_is(small: DenoiserModel, tmp_path: Path) -> None:
     models.save(tmp_path / "gray.safetensors", models.create("dsunet-s", channels=1))
     with pytest.raises(CheckpointError, match=r": these are weights of dsunet-s for gray images, use that model; "):
