@@ -171,16 +171,20 @@ def train(
             "weights": None if weights is None else str(weights),
             "teacher": None if teacher is None else str(teacher),
             "license_clean": license_clean,
-            "train": merge(settings or {}, given),
+            "train": (chosen := merge(settings or {}, given)),
         }
         loaded = load(TrainRecipe, None if recipe is None else Path(recipe), overrides)
-        from edgekit.train.run import train as run
+        loaded.check_given(chosen)
+        from functools import partial
 
-        return run(
+        from edgekit.train import parts, run
+
+        begin = partial(parts.train_parts, parts=loaded.parts) if loaded.parts else run.train
+        return begin(
             loaded.model,
             loaded.data,
-            loaded.train,
-            Path("runs", loaded.model) if out is None else out,
+            settings=loaded.train,
+            out=Path("runs", loaded.model) if out is None else out,
             channels=loaded.channels,
             config=loaded.config,
             weights=loaded.weights,

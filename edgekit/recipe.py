@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -376,6 +376,12 @@ class Recipe(Settings):
         return self
 
 
+# Settings of the images and the processes, which are opened once.
+_OF_ALL_PARTS = {
+    "validation_share", "leaves", "accelerator", "devices", "num_nodes", "strategy", "process_timeout",
+}  # fmt: skip
+
+
 class TrainRecipe(Settings):
     """Everything that a training run does; `recipe.yaml` beside the trained weights holds it."""
 
@@ -392,9 +398,46 @@ class TrainRecipe(Settings):
     # Refuse weights, a teacher and images that are for research or non-commercial use alone, or do not say.
     license_clean: bool = False
     train: TrainSettings = TrainSettings()
+    # Runs one after another, each from the weights of the one before. What a part does not name is as in `train`: here
+    # it is filled in.
+    parts: tuple[TrainSettings, ...] = ()
     # What the run found: told by the file, asked of nobody.
     images: int | None = None
     versions: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_parts(cls, given: Any) -> Any:
+        train = given.get("train", {}) if isinstance(given, Mapping) else None
+        parts = given.get("parts") if isinstance(given, Mapping) else None
+        if not isinstance(train, Mapping) or isinstance(parts, str) or not isinstance(parts, Sequence):
+            return given
+        return {**given, "parts": [_part(train, part) if isinstance(part, Mapping) else part for part in parts]}
+
+    @model_validator(mode="after")
+    def _one_launch(self) -> TrainRecipe:
+        for number, part in enumerate(self.parts, 1):
+            for name in sorted(_OF_ALL_PARTS):
+                if (own := getattr(part, name)) != getattr(self.train, name):
+                    raise ValueError(
+                        f"part {number} has {name} {own}: images and processes are the same for all parts; "
+                        "give it under train"
+                    )
+        return self
+
+    def check_given(self, given: Mapping[str, Any]) -> None:
+        """Refuse settings of `train`, given beside the recipe, that a part has its own of: which did the user mean?
+
+        Raises: RecipeError.
+        """
+        for number, part in enumerate(self.parts, 1):
+            own, base = _leaves(part.model_dump(mode="json")), _leaves(self.train.model_dump(mode="json"))
+            for name in _leaves(given):
+                if own.get(name) != base.get(name):
+                    raise RecipeError(
+                        f"{name} is {base.get(name)}, but part {number} of the recipe has its own, {own.get(name)}: "
+                        "change it in the recipe, or leave it out here"
+                    )
 
 
 # Settings of a training that a candidate's score does not depend on: the winner's alone, or given by the search.
@@ -513,6 +556,25 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
         nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
         merged[name] = merge(merged[name], value) if nested else value
     return merged
+
+
+def _part(train: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a part over those of all. Another noise begins anew: the settings of the first are not for it."""
+    merged = merge(train, part)
+    below, own = train.get("noise"), part.get("noise")
+    if isinstance(below, Mapping) and isinstance(own, Mapping):
+        usual = NoiseSettings().model
+        if own.get("model", below.get("model", usual)) != below.get("model", usual):
+            merged["noise"] = dict(own)
+    return merged
+
+
+def _leaves(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested settings by their full names, e.g. "noise.sigma"."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        found |= _leaves(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return found
 
 
 def load_recipe(path: Path | str | None = None, **overrides: Any) -> Recipe:

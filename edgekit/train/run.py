@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from edgekit.train.state import FILE, weights_digest
 
 WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
-_OURS = (FILE, WEIGHTS, RECIPE, LOG)
+OURS = (FILE, WEIGHTS, RECIPE, LOG)
+# Folders of a run in parts, which `parts` trains.
+PARTS = "part-{}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def train(
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
+    on_start: Callable[[], None] | None = None,
 ) -> Trained:
     """Train a model by name and write `model.safetensors`, `recipe.yaml` and `log.jsonl` into a folder.
 
@@ -80,47 +83,37 @@ def train(
         resume: go on with the run that `out` holds; an `out` without one starts it.
         force: start over where `out` holds a run.
         progress: told after every step.
+        on_start: called on the process that writes, once all have found that the run can begin.
     Raises: LicenceError: see `license_clean`. OutputExistsError: `out` holds a run, and neither `resume` nor `force` is
         given. What `open_images`, `models.load` and `fit` raise.
     """
     folder = Path(out)
     check_out_folder(folder)
-    existing = [folder / name for name in _OURS if (folder / name).exists()]
-    if existing and not (resume or force):
+    if (folder / PARTS.format(1)).is_dir():
         raise OutputExistsError(
-            f"{folder} already holds a training run ({existing[0].name}): "
-            "resume it (--resume), start over (--force), or name another folder"
+            f"{folder} holds a training run in parts: resume it with its recipe (--recipe {folder / RECIPE} --resume), "
+            "or name another folder"
         )
+    existing = [folder / name for name in OURS if (folder / name).exists()]
+    refuse_another_run(existing, folder, allowed=resume or force)
     if license_clean:
-        _check_licences(data, weights, teacher, settings.feature_weights)
-    torch.manual_seed(settings.seed)
-    if model_name not in models.names() and (known := models.checkpoints.preset(model_name)) != model_name:
-        raise RecipeError(
-            f"{model_name} is a set of weights of the model {known}: edgekit train {known} --weights {model_name} goes "
-            f"on from them, edgekit train {known} begins anew"
-        )
-    shape = dict(config or {})
-    model = models.create(model_name, **{**shape, **({} if channels is None else {"channels": channels})})
-    if weights is not None:
-        models.load(os.fspath(weights), model)
-    tutor = None if teacher is None else models.load(os.fspath(teacher))
-    source = data
-    if not isinstance(source, ImageSource):
-        source = open_images(
-            source,
-            channels=model.channels,
-            patch=settings.crop,
-            validation_share=settings.validation_share,
-            seed=settings.seed,
-            leaves=settings.leaves,
-        )
-    check(model, source, settings, tutor)
+        check_licences(data, weights, teacher, settings.feature_weights)
+    model, source, tutor = ready(
+        model_name, data, settings, channels=channels, config=config, weights=weights, teacher=teacher
+    )
     settings = as_launched(settings)
     if force and not resume:
         for path in existing:
             path.unlink(missing_ok=True)
     identity = {"starting weights": weights_digest(model) if weights is not None else "random"}
-    recipe = _recipe(model_name, model, shape, source, settings, weights, teacher)
+    recipe = _recipe(model_name, model, dict(config or {}), source, settings, weights, teacher)
+
+    def begin() -> None:
+        # Now, so that a run that is killed can be resumed by it.
+        write_atomically(folder / RECIPE, recipe.encode())
+        if on_start:
+            on_start()
+
     trained = fit(
         model,
         source,
@@ -129,8 +122,7 @@ def train(
         teacher=tutor,
         progress=progress,
         identity=identity,
-        # Now, so that a run that is killed can be resumed by it.
-        on_start=lambda: write_atomically(folder / RECIPE, recipe.encode()),
+        on_start=begin,
     )
     records = read_log(folder / LOG)
     scores = _scores(records, best=settings.patience > 0)
@@ -145,6 +137,66 @@ def train(
         models.save(folder / WEIGHTS, trained, header)
     last: dict[str, Any] = records[-1] if records else {"step": settings.steps, "seconds": 0.0}
     return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores, first())
+
+
+def ready(
+    model_name: str,
+    data: str | os.PathLike[str] | ImageSource | None,
+    settings: TrainSettings,
+    *,
+    channels: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
+) -> tuple[DenoiserModel, ImageSource, DenoiserModel | None]:
+    """What a run needs - its model, images and teacher - found to fit each other; nothing is written.
+
+    Args: as `train` takes them.
+    Raises: what `open_images`, `models.load` and `fit` raise.
+    """
+    model = beginning(model_name, settings.seed, channels=channels, config=config, weights=weights)
+    tutor = None if teacher is None else models.load(os.fspath(teacher))
+    if not isinstance(data, ImageSource):
+        data = open_images(
+            data,
+            channels=model.channels,
+            patch=settings.crop,
+            validation_share=settings.validation_share,
+            seed=settings.seed,
+            leaves=settings.leaves,
+        )
+    check(model, data, settings, tutor)
+    return model, data, tutor
+
+
+def beginning(
+    model_name: str,
+    seed: int,
+    *,
+    channels: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+) -> DenoiserModel:
+    """The model that a run starts from: random weights by the seed, or those given."""
+    torch.manual_seed(seed)
+    if model_name not in models.names() and (known := models.checkpoints.preset(model_name)) != model_name:
+        raise RecipeError(
+            f"{model_name} is a set of weights of the model {known}: edgekit train {known} --weights {model_name} goes "
+            f"on from them, edgekit train {known} begins anew"
+        )
+    model = models.create(model_name, **{**(config or {}), **({} if channels is None else {"channels": channels})})
+    if weights is not None:
+        models.load(os.fspath(weights), model)
+    return model
+
+
+def refuse_another_run(existing: Sequence[Path], folder: Path, *, allowed: bool) -> None:
+    """Raises: OutputExistsError: the folder holds a run's files, and nobody said what to do with it."""
+    if existing and not allowed:
+        raise OutputExistsError(
+            f"{folder} already holds a training run ({existing[0].name}): "
+            "resume it (--resume), start over (--force), or name another folder"
+        )
 
 
 def _scores(records: Sequence[Mapping[str, Any]], *, best: bool) -> dict[str, float]:
@@ -167,12 +219,13 @@ def _terms(origin: str | os.PathLike[str]) -> licences.Terms:
     return replace(terms, licence=f"{os.fspath(origin)}: not stated") if unsaid else terms
 
 
-def _check_licences(
+def check_licences(
     data: str | os.PathLike[str] | ImageSource | None,
     weights: str | os.PathLike[str] | None,
     teacher: str | os.PathLike[str] | None,
     features: Path | None,
 ) -> None:
+    """Raises: LicenceError: weights, images or features that are not free for any use."""
     roles = (("weights", weights), ("teacher", teacher), ("feature_weights", features))
     origins = {role: os.fspath(o) for role, o in roles if o is not None}
     parts = {role: (origin, licences.of_weights(origin)) for role, origin in origins.items()}

@@ -18,6 +18,7 @@ import yaml
 from killing import Killed, kill_at
 from PIL import Image
 
+from edgekit import api
 from edgekit.errors import RecipeError
 from edgekit.recipe import TrainRecipe, TrainSettings
 from edgekit.train import processes
@@ -153,6 +154,22 @@ def test_two_nodes_have_the_loss_curve_of_one_process(place: Path, torchrun: Cal
     assert [text.count("model.safetensors") for text in said] == [1, 0]
     recipe = yaml.safe_load((place / "two" / "recipe.yaml").read_text())
     assert (recipe["train"]["batch"], recipe["train"]["num_nodes"]) == (3, 2)
+
+
+def test_parts_on_two_processes_are_those_of_one(place: Path, torchrun: Callable[..., Any]) -> None:
+    recipe = yaml.safe_load((place / "recipe.yaml").read_text())
+    recipe["train"]["batch"] = 3
+    (place / "parts.yaml").write_text(yaml.safe_dump({**recipe, "parts": [{"steps": 2}, {"steps": 4, "seed": 5}]}))
+    api.train(recipe=place / "parts.yaml", settings={"batch": 6}, out=place / "parts-one")
+    job = torchrun(
+        *("--standalone", "--nproc-per-node", 2, "-m", "edgekit", "train", "--recipe", "parts.yaml"),
+        *("--out", "parts-two"),
+    )
+    said, _ = job.communicate(timeout=_LIMIT)
+    assert job.returncode == 0, said
+    assert said.count("6 steps in") == 1, said
+    for part in ("part-1", "part-2"):
+        assert_same_run(place / "parts-two" / part, place / "parts-one" / part)
 
 
 def test_a_killed_rank_ends_the_job_and_one_process_goes_on(place: Path, torchrun: Callable[..., Any]) -> None:

@@ -1,0 +1,197 @@
+"""A recipe of several parts: what it is the same as, what a killed one goes on with, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from edgekit import api, models
+from edgekit.errors import OutputExistsError, RecipeError, UnknownNameError
+from edgekit.models import checkpoints
+from edgekit.recipe import NoiseSettings, TrainRecipe, load, make
+from edgekit.train.dead_leaves import dead_leaves
+from edgekit.train.journal import read_log
+from edgekit.train.parts import train_parts
+from edgekit.train.run import train
+
+Progress = Callable[[int, int, str], None]
+
+_COMMON: dict[str, Any] = {
+    "steps": 4, "batch": 2, "patch": 16, "warmup": 0, "precision": "32-true", "accelerator": "cpu", "save_every": 2,
+    "validate_every": 4, "validation_share": 0.3,
+}  # fmt: skip
+_PARTS: list[dict[str, Any]] = [{"seed": 1}, {"steps": 6, "seed": 2, "patch": 24, "learning_rate": 1e-3}]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    import numpy as np
+    from PIL import Image
+
+    data = tmp_path / "data"
+    data.mkdir()
+    # The last two are too small for the crops of the second part.
+    for k, side in enumerate((40, 40, 40, 40, 20, 20)):
+        Image.fromarray(dead_leaves(side, np.random.default_rng(k), smallest=4)).save(data / f"{k}.png")
+    return data
+
+
+@pytest.fixture
+def recipe(folder: Path, tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump({"model": "dsunet-n", "data": str(folder), "train": _COMMON, "parts": _PARTS}))
+    return file
+
+
+def test_parts_are_runs_from_the_weights_before(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    trained = api.train(
+        recipe=recipe, out=tmp_path / "run", progress=lambda done, total, text="": told.append((done, total, text))
+    )
+    names = ["log.jsonl", "model.safetensors", "part-1", "part-2", "recipe.yaml"]
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == names
+    assert trained.steps == 10
+    assert [(done, total) for done, total, _ in told] == [(k, 10) for k in range(1, 11)]
+    assert told[-1][2].startswith("part 2/2, loss ")
+
+    loaded = load(TrainRecipe, recipe, {})
+    first = train("dsunet-n", open_for_all(folder), loaded.parts[0], tmp_path / "a")
+    second = train("dsunet-n", open_for_all(folder), loaded.parts[1], tmp_path / "b", weights=first.path)
+    assert trained.path == tmp_path / "run" / "model.safetensors"
+    assert trained.path.read_bytes() == second.path.read_bytes()
+    assert trained.scores == second.scores
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    alone = [{"part": i, **r} for i, run in ((1, "a"), (2, "b")) for r in read_log(tmp_path / run / "log.jsonl")]
+    assert [without_time(r) for r in log] == [without_time(r) for r in alone]
+    assert checkpoints.metadata(trained.path)["trained_on"] == str(folder)
+
+
+def open_for_all(folder: Path) -> Any:
+    from edgekit.train import open_images
+
+    return open_images(folder, channels=3, patch=24, validation_share=0.3)
+
+
+def without_time(record: Any) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "seconds"}
+
+
+def test_what_one_part_holds_out_no_other_trains_on(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    api.train(recipe=recipe, out=tmp_path / "run")
+    counts = [yaml.safe_load((tmp_path / "run" / f"part-{k}" / "recipe.yaml").read_text())["images"] for k in (1, 2)]
+    # Four are large enough for both, and one of them is held out.
+    assert counts == [3, 3]
+
+
+def test_the_recipe_that_is_written_repeats_the_run(recipe: Path, tmp_path: Path) -> None:
+    whole = api.train(recipe=recipe, out=tmp_path / "a")
+    written = yaml.safe_load((tmp_path / "a" / "recipe.yaml").read_text())
+    assert written["parts"] == _PARTS
+    again = api.train(recipe=tmp_path / "a" / "recipe.yaml", out=tmp_path / "b")
+    assert again.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_killed_run_goes_on_in_its_part(recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = api.train(recipe=recipe, out=tmp_path / "whole")
+
+    def kill(done: int, total: int, text: str = "") -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.train(recipe=recipe, out=tmp_path / "run", progress=kill)
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    caplog.clear()
+    told: list[int] = []
+    resumed = api.train(
+        recipe=tmp_path / "run" / "recipe.yaml",
+        out=tmp_path / "run",
+        resume=True,
+        progress=lambda done, total, text="": told.append(done),
+    )
+    assert told == [9, 10], "it was at step 8 (4 of the second part) when it last wrote a checkpoint"
+    assert "part-1 was complete after 4 steps" in caplog.text
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_an_existing_run_is_not_overwritten(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    run = api.train(recipe=recipe, out=tmp_path / "run")
+    before = run.path.read_bytes()
+    with pytest.raises(OutputExistsError, match=r"already holds a training run .*--resume.*--force"):
+        api.train(recipe=recipe, out=tmp_path / "run")
+    with pytest.raises(OutputExistsError, match=r"in parts: resume it with its recipe"):
+        api.train("dsunet-n", data=folder, settings=_COMMON, out=tmp_path / "run", resume=True)
+    assert run.path.read_bytes() == before
+    longer = load(TrainRecipe, recipe, {"parts": [*_PARTS, {"steps": 2, "seed": 3}]})
+    more = train_parts("dsunet-n", folder, longer.train, longer.parts, tmp_path / "run", resume=True)
+    assert more.steps == 12, "a part that is added goes on from the others"
+    forced = api.train(recipe=recipe, out=tmp_path / "run", force=True)
+    assert forced.path.read_bytes() == before
+    assert not (tmp_path / "run" / "part-3" / "model.safetensors").exists()
+
+
+def test_a_run_of_one_part_is_not_gone_on_with(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    single = api.train("dsunet-n", data=folder, settings=_COMMON, out=tmp_path / "run")
+    before = single.path.read_bytes()
+    with pytest.raises(OutputExistsError, match="a training run of one part, the recipe has 2"):
+        api.train(recipe=recipe, out=tmp_path / "run", resume=True)
+    assert single.path.read_bytes() == before
+
+
+def test_what_is_wrong_with_a_later_part_is_found_before_the_first(folder: Path, tmp_path: Path) -> None:
+    loaded = make(TrainRecipe, {"model": "dsunet-n", "train": _COMMON, "parts": [{}, {"loss": {"l3": 1.0}}]})
+    with pytest.raises(UnknownNameError, match="l3"):
+        train_parts("dsunet-n", folder, loaded.train, loaded.parts, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_given_beside_parts_that_have_their_own(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        RecipeError, match="steps is 3, but part 2 of the recipe has its own, 6: change it in the recipe"
+    ):
+        api.train(recipe=recipe, steps=3, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    # What no part has of its own counts for all.
+    api.train(recipe=recipe, settings={"batch": 1}, out=tmp_path / "run")
+    for k in (1, 2):
+        assert yaml.safe_load((tmp_path / "run" / f"part-{k}" / "recipe.yaml").read_text())["train"]["batch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([{}, {"steps": 0}], r"parts\.steps is 0: expected a whole number above 0"),
+        ([{"step": 4}], r"unknown setting 'parts\.step': expected one of .*\(did you mean 'steps'\?\)"),
+        (
+            [{"validation_share": 0.1}],
+            "part 1 has validation_share 0.1: images and processes are the same for all parts",
+        ),
+        ([{"devices": 2}], "part 1 has devices 2: images and processes are the same"),
+        ("two", "parts is 'two': expected a list"),
+        ([7], "parts is 7: expected settings by name"),
+    ],
+)
+def test_parts_that_cannot_be(parts: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make(TrainRecipe, {"model": "dsunet-n", "train": {"steps": 4}, "parts": parts})
+
+
+def test_another_noise_begins_anew() -> None:
+    train_noise = {"sigma": [0, 30], "device_share": 0.4}
+    given = {
+        "model": "dsunet-n",
+        "train": {"noise": train_noise},
+        "parts": [{"noise": {"sigma": [0, 20]}}, {"noise": {"model": "camera"}}],
+    }
+    white, camera = make(TrainRecipe, given).parts
+    assert white.noise == NoiseSettings(sigma=(0, 20), device_share=0.4)
+    assert camera.noise == NoiseSettings(model="camera")
+
+
+def test_weights_of_parts_load_by_path(recipe: Path, tmp_path: Path) -> None:
+    trained = api.train(recipe=recipe, out=tmp_path / "run")
+    assert models.load(trained.path).config() == models.create("dsunet-n").config()
