@@ -195,3 +195,18 @@ def test_another_noise_begins_anew() -> None:
 def test_weights_of_parts_load_by_path(recipe: Path, tmp_path: Path) -> None:
     trained = api.train(recipe=recipe, out=tmp_path / "run")
     assert models.load(trained.path).config() == models.create("dsunet-n").config()
+
+
+@pytest.mark.parametrize("file", sorted(checkpoints.shipped().values()), ids=lambda file: file.stem)
+def test_committed_recipes_are_what_the_logs_hold(file: Path) -> None:
+    recipe = load(TrainRecipe, file.with_suffix(".yaml"), {})
+    runs = recipe.parts or (recipe.train,)
+    records = read_log(file.with_name(f"{file.stem}.log.jsonl"))
+    steps = {k: [r for r in records if r.get("part", 1) == k] for k in range(1, len(runs) + 1)}
+    assert sum(len(found) for found in steps.values()) == len(records)
+    for k, run in enumerate(runs, 1):
+        assert steps[k][-1]["step"] == run.steps
+        # The warm-up may hide the peak between two records.
+        assert 0.6 * run.learning_rate < max(r["learning_rate"] for r in steps[k]) <= run.learning_rate
+        validated = {r["step"] for r in steps[k] if "psnr_25" in r or "psnr" in r}
+        assert run.steps in validated
