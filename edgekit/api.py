@@ -140,8 +140,9 @@ def train(
 
     Args:
         model: name of a registered model; may be left to the recipe.
-        recipe: YAML file as a run leaves it (`recipe.yaml`); what is given here wins. None (everywhere below): the
-            recipe's value, or the default.
+        recipe: YAML file as a run leaves it (`recipe.yaml`); what is given here wins. It may have `parts`: runs one
+            after another, each from the weights of the one before. None (everywhere below): the recipe's value, or the
+            default.
         channels: 1 (gray) or 3 (RGB); the model's own.
         data: folder of clean images, or of pairs (`noisy/` and `clean/`); the built-in images.
         weights: shipped name or file to start from; random weights.

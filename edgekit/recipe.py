@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -408,10 +408,19 @@ class TrainRecipe(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_parts(cls, given: Any) -> Any:
-        train = given.get("train", {}) if isinstance(given, Mapping) else None
-        parts = given.get("parts") if isinstance(given, Mapping) else None
-        if not isinstance(train, Mapping) or isinstance(parts, str) or not isinstance(parts, Sequence):
+        if not isinstance(given, Mapping) or not isinstance(given.get("parts"), list | tuple):
             return given
+        train, *parts = (
+            # What nobody set is left out: it is as in `train`.
+            settings.model_dump(exclude_unset=True) if isinstance(settings, TrainSettings) else settings
+            for settings in (given.get("train", {}), *given["parts"])
+        )
+        if not isinstance(train, Mapping):
+            return given
+        for number, part in enumerate(parts, 1):
+            for name in part if isinstance(part, Mapping) else ():
+                if name in cls.model_fields and name not in TrainSettings.model_fields:
+                    raise ValueError(f"part {number} has {name}: it is the same for all parts; give it beside train")
         return {**given, "parts": [_part(train, part) if isinstance(part, Mapping) else part for part in parts]}
 
     @model_validator(mode="after")
@@ -433,6 +442,11 @@ class TrainRecipe(Settings):
         for number, part in enumerate(self.parts, 1):
             own, base = _leaves(part.model_dump(mode="json")), _leaves(self.train.model_dump(mode="json"))
             for name in _leaves(given):
+                if name.startswith("noise.") and part.noise.model != self.train.noise.model:
+                    raise RecipeError(
+                        f"{name} is {base.get(name)}, but part {number} of the recipe has a noise of its own, "
+                        f"{part.noise.model}: say in the recipe which of them you mean, or leave it out here"
+                    )
                 if own.get(name) != base.get(name):
                     raise RecipeError(
                         f"{name} is {base.get(name)}, but part {number} of the recipe has its own, {own.get(name)}: "
@@ -560,12 +574,13 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _part(train: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a part over those of all. Another noise begins anew: the settings of the first are not for it."""
-    merged = merge(train, part)
+    # What has names of the user's own is replaced: nobody could take one out.
+    merged = merge(train, part) | {name: part[name] for name in ("loss", "learning_rate_factors") if name in part}
     below, own = train.get("noise"), part.get("noise")
     if isinstance(below, Mapping) and isinstance(own, Mapping):
         usual = NoiseSettings().model
         if own.get("model", below.get("model", usual)) != below.get("model", usual):
-            merged["noise"] = dict(own)
+            merged["noise"] = {k: v for k, v in below.items() if k == "device_share"} | dict(own)
     return merged
 
 

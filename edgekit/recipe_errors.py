@@ -42,6 +42,10 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
     # The position inside a pair or a list says less than the value does.
     name = ".".join(part for part in location if isinstance(part, str))
     prefix = f"{where}: " if where else ""
+    if location[:1] == ("parts",) and len(location) > 1:
+        # Of a list of settings it says which.
+        number = f"part {int(location[1]) + 1}"
+        prefix, name = (f"{prefix}{number}: ", name.partition(".")[2]) if len(location) > 2 else (prefix, number)
     if kind == "extra_forbidden":
         names = sorted(_node(cls, location[:-1]).get("properties", {}))
         near = difflib.get_close_matches(str(location[-1]), names, n=1)

@@ -273,8 +273,13 @@ def _fill(
     ]
     if wrong:
         problems.append(shortened(wrong))
-    if found := problems or differing:
-        raise CheckpointError(f"{path} does not fit {name}: {hint}{'; '.join(found)}")
+    if problems:
+        raise CheckpointError(f"{path} does not fit {name}: {hint}{'; '.join(problems)}")
+    if differing:
+        raise CheckpointError(
+            f"{path} does not fit {name}: every shape does, but {'; '.join(differing)}; give the model the file's "
+            "settings (in a recipe under config), or leave the model out: the file says what it is of"
+        )
     _check_finite(state, path)
     # assign: a model on the meta device has nothing to copy into.
     model.load_state_dict({k: _cast(v, torch.float32) for k, v in state.items()}, assign=_is_meta(model))

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 # Settings that change what is written when, and who computes it, not what is learned: a resumed run may have others.
 # What counts of the processes and their batches is the batch that they make together.
-_FREE = {"save_every", "tensorboard", "batch", "devices", "num_nodes", "strategy", "process_timeout"}
+FREE = {"save_every", "tensorboard", "batch", "devices", "num_nodes", "strategy", "process_timeout"}
 
 
 class Progress(Protocol):
@@ -138,7 +138,18 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
 
 
 def _fabric(settings: TrainSettings) -> tuple[Fabric, TrainSettings]:
-    """Fabric on the devices that the settings name, and the settings with the precision that "auto" means there."""
+    """Fabric on the devices that the settings name, launched, and the settings with the precision that "auto" means."""
+    fabric, settings = _chosen(settings)
+    join(fabric.launch, settings)
+    return fabric, settings
+
+
+def check_devices(settings: TrainSettings) -> None:
+    """Raises: RecipeError: devices or a precision that cannot be had here."""
+    _chosen(as_launched(settings))
+
+
+def _chosen(settings: TrainSettings) -> tuple[Fabric, TrainSettings]:
     # Its messages about what it chose would interrupt the progress bar; warnings still come through.
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     try:
@@ -164,7 +175,6 @@ def _fabric(settings: TrainSettings) -> tuple[Fabric, TrainSettings]:
     if isinstance(fabric.strategy, DDPStrategy):
         # Its constructor takes this, too, but then which kind of DDP "auto" means would have to be decided here.
         fabric.strategy._timeout = timedelta(seconds=settings.process_timeout)
-    join(fabric.launch, settings)
     if settings.precision == "16-mixed" and fabric.device.type == "cpu":
         # Fabric would take bfloat16 instead, and the recipe would say otherwise.
         raise RecipeError("precision is '16-mixed', which needs a GPU: expected bf16-mixed or 32-true on a CPU")
@@ -441,5 +451,5 @@ def _identity(
         "set of images": f"{len(source.training)} of {source.digest[:12]}",
         "teacher": taught,
         "global batch": str(fabric.world_size * settings.batch),
-        **{name: json.dumps(value) for name, value in chosen.items() if name not in _FREE},
+        **{name: json.dumps(value) for name, value in chosen.items() if name not in FREE},
     }

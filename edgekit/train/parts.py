@@ -6,33 +6,37 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from edgekit._version import __version__
-from edgekit.errors import OutputExistsError
+from edgekit.errors import EdgekitError, OutputExistsError, RecipeError
 from edgekit.models.checkpoints import write_atomically
 from edgekit.out_folder import check_out_folder
-from edgekit.recipe import TrainSettings
-from edgekit.train.images import ImageSource, open_images
+from edgekit.recipe import TrainRecipe, TrainSettings, load
+from edgekit.train.images import open_images
 from edgekit.train.journal import LOG, read_log
-from edgekit.train.loop import Progress
-from edgekit.train.processes import first
+from edgekit.train.loop import FREE, Progress, check_devices
+from edgekit.train.processes import first, together
 from edgekit.train.run import (
-    OURS,
     PARTS,
     RECIPE,
     WEIGHTS,
     Trained,
     beginning,
     check_licences,
+    check_outside,
+    held,
     ready,
     refuse_another_run,
     train,
 )
-from edgekit.train.state import FILE
+
+# Settings of settings: of these a part names what is its own.
+_NESTED = ("noise", "augment")
 
 
 def train_parts(
@@ -69,15 +73,16 @@ def train_parts(
     folder = Path(out)
     check_out_folder(folder)
     folders = [folder / PARTS.format(number) for number in range(1, len(parts) + 1)]
-    if (folder / FILE).exists() and not force:
-        raise OutputExistsError(
-            f"{folder} holds a training run of one part, the recipe has {len(parts)}: resume it with the recipe that "
-            "it began with, start over (--force), or name another folder"
-        )
-    # Those of parts that the recipe no longer has, too.
-    held = sorted({*folders, *folder.glob(PARTS.format("*"))})
-    existing = [place / name for place in (folder, *held) for name in OURS if (place / name).exists()]
+    for place in folders:
+        check_out_folder(place)
+    existing = held(folder)
+    anew = force and not resume
     refuse_another_run(existing, folder, allowed=resume or force)
+    if anew:
+        features = {f"feature_weights of part {i}": part.feature_weights for i, part in enumerate(parts, 1)}
+        check_outside(existing, {"weights": weights, "teacher": teacher, **features})
+    elif (folder / RECIPE).exists():
+        _check_same(folder, load(TrainRecipe, folder / RECIPE, {}).parts, parts)
     if license_clean:
         for part in parts:
             check_licences(data, weights, teacher, part.feature_weights)
@@ -91,9 +96,13 @@ def train_parts(
         leaves=settings.leaves,
     )
     shape = {"channels": channels, "config": config, "teacher": teacher}
-    for part in parts:
-        ready(model_name, source, part, weights=weights, **shape)  # type: ignore[arg-type]
-    if force and not resume:
+    for number, part in enumerate(parts, 1):
+        try:
+            ready(model_name, source, part, weights=weights, **shape)  # type: ignore[arg-type]
+            check_devices(part)
+        except EdgekitError as error:
+            raise type(error)(f"part {number}: {error}") from error
+    if anew:
         for path in existing:
             path.unlink(missing_ok=True)
     recipe = _recipe(model_name, model.channels, config, data, weights, teacher, settings, parts)
@@ -108,15 +117,15 @@ def train_parts(
                 place,
                 weights=done[-1].path if done else weights,
                 resume=resume,
-                force=force,
                 progress=_shifted(progress, sum(each.steps for each in parts[: number - 1]), total, number, len(parts)),
-                on_start=lambda: write_atomically(folder / RECIPE, recipe),
+                on_start=partial(_begin, folder, place, recipe),
                 **shape,  # type: ignore[arg-type]
             )
         )
         if dist.is_available() and dist.is_initialized():
             # The others begin with what the first process wrote.
-            dist.barrier()
+            with together(place):
+                dist.barrier()
     last = done[-1]
     if first():
         records = [{"part": i, **record} for i, place in enumerate(folders, 1) for record in read_log(place / LOG)]
@@ -128,6 +137,27 @@ def train_parts(
         steps=sum(each.steps for each in done),
         seconds=sum(each.seconds for each in done),
     )
+
+
+def _begin(folder: Path, place: Path, recipe: bytes) -> None:
+    write_atomically(folder / RECIPE, recipe)
+    if not (place / WEIGHTS).exists():
+        # What stands there is the end of fewer parts, which the last one's folder has, too.
+        (folder / WEIGHTS).unlink(missing_ok=True)
+
+
+def _check_same(folder: Path, before: Sequence[TrainSettings], now: Sequence[TrainSettings]) -> None:
+    """Raises: OutputExistsError, RecipeError: the folder holds a run of other parts than those to resume it with."""
+    fix = f"resume it with the recipe that it began with ({folder / RECIPE}), start over (--force), or change --out"
+    if len(now) < len(before) or not before:
+        count = f"{len(before)} parts" if before else "one part"
+        raise OutputExistsError(f"{folder} holds a training run of {count}, the recipe has {len(now)}: {fix}")
+    # There may be more now.
+    for number, (old, new) in enumerate(zip(before, now, strict=False), 1):
+        was, given = (part.model_dump(mode="json", exclude=FREE) for part in (old, new))
+        for name, value in given.items():
+            if value != was.get(name):
+                raise RecipeError(f"part {number} of {folder} has another {name}: {was.get(name)}, now {value}; {fix}")
 
 
 def _shifted(progress: Progress | None, before: int, whole: int, number: int, parts: int) -> Progress | None:
@@ -145,7 +175,7 @@ def _recipe(
     model_name: str,
     channels: int,
     config: Mapping[str, Any] | None,
-    data: str | os.PathLike[str] | ImageSource | None,
+    data: str | os.PathLike[str] | None,
     weights: str | os.PathLike[str] | None,
     teacher: str | os.PathLike[str] | None,
     settings: TrainSettings,
@@ -175,9 +205,4 @@ def _own(part: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
     if part.get("model") != common.get("model"):
         return dict(part)  # another noise is told whole
     differing = {name: value for name, value in part.items() if value != common.get(name)}
-    return {
-        name: _own(value, common[name])
-        if isinstance(value, Mapping) and isinstance(common.get(name), Mapping)
-        else value
-        for name, value in differing.items()
-    }
+    return {name: _own(value, common[name]) if name in _NESTED else value for name, value in differing.items()}

@@ -148,7 +148,7 @@ class _Meeting:
         go_on = (
             f"the last checkpoint is {kept}: start the same command with --resume, {batch}"
             if kept.exists()
-            else "no checkpoint was due before: start again with --force"
+            else "no checkpoint was due before: start the same command with --resume"
         )
         return f"rank {self.rank} of {self.world} stopped, {self._reason(error)}; {go_on}"
 

@@ -89,20 +89,23 @@ def train(
     """
     folder = Path(out)
     check_out_folder(folder)
-    if (folder / PARTS.format(1)).is_dir():
+    existing = held(folder)
+    anew = force and not resume
+    if any(path.parent != folder for path in existing) and not anew:
         raise OutputExistsError(
             f"{folder} holds a training run in parts: resume it with its recipe (--recipe {folder / RECIPE} --resume), "
-            "or name another folder"
+            "start over (--force), or name another folder"
         )
-    existing = [folder / name for name in OURS if (folder / name).exists()]
     refuse_another_run(existing, folder, allowed=resume or force)
+    if anew:
+        check_outside(existing, {"weights": weights, "teacher": teacher, "feature_weights": settings.feature_weights})
     if license_clean:
         check_licences(data, weights, teacher, settings.feature_weights)
     model, source, tutor = ready(
         model_name, data, settings, channels=channels, config=config, weights=weights, teacher=teacher
     )
     settings = as_launched(settings)
-    if force and not resume:
+    if anew:
         for path in existing:
             path.unlink(missing_ok=True)
     identity = {"starting weights": weights_digest(model) if weights is not None else "random"}
@@ -188,6 +191,23 @@ def beginning(
     if weights is not None:
         models.load(os.fspath(weights), model)
     return model
+
+
+def held(folder: Path) -> list[Path]:
+    """The files of a run that a folder holds, those of its parts, too."""
+    parts = (path for path in folder.glob(PARTS.format("*")) if path.name.removeprefix(PARTS.format("")).isdecimal())
+    return [place / name for place in (folder, *sorted(parts)) for name in OURS if (place / name).exists()]
+
+
+def check_outside(existing: Sequence[Path], origins: Mapping[str, str | os.PathLike[str] | None]) -> None:
+    """Raises: RecipeError: what a new run needs is among the files that starting over would delete."""
+    doomed = {path.resolve() for path in existing}
+    for role, origin in origins.items():
+        if origin is not None and Path(origin).resolve() in doomed:
+            raise RecipeError(
+                f"{role} {os.fspath(origin)} belongs to the run that starting over (--force) would delete: "
+                "name another folder (--out)"
+            )
 
 
 def refuse_another_run(existing: Sequence[Path], folder: Path, *, allowed: bool) -> None:

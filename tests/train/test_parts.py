@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from edgekit import api, models
-from edgekit.errors import OutputExistsError, RecipeError, UnknownNameError
+from edgekit.errors import LicenceError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints
-from edgekit.recipe import NoiseSettings, TrainRecipe, load, make
+from edgekit.recipe import NoiseSettings, TrainRecipe, TrainSettings, load, make
 from edgekit.train.dead_leaves import dead_leaves
 from edgekit.train.journal import read_log
 from edgekit.train.parts import train_parts
@@ -137,14 +137,16 @@ def test_an_existing_run_is_not_overwritten(recipe: Path, folder: Path, tmp_path
 def test_a_run_of_one_part_is_not_gone_on_with(recipe: Path, folder: Path, tmp_path: Path) -> None:
     single = api.train("dsunet-n", data=folder, settings=_COMMON, out=tmp_path / "run")
     before = single.path.read_bytes()
-    with pytest.raises(OutputExistsError, match="a training run of one part, the recipe has 2"):
+    with pytest.raises(
+        OutputExistsError, match="a training run of one part, the recipe has 2: resume it with the recipe"
+    ):
         api.train(recipe=recipe, out=tmp_path / "run", resume=True)
     assert single.path.read_bytes() == before
 
 
 def test_what_is_wrong_with_a_later_part_is_found_before_the_first(folder: Path, tmp_path: Path) -> None:
     loaded = make(TrainRecipe, {"model": "dsunet-n", "train": _COMMON, "parts": [{}, {"loss": {"l3": 1.0}}]})
-    with pytest.raises(UnknownNameError, match="l3"):
+    with pytest.raises(UnknownNameError, match="^part 2: .*l3"):
         train_parts("dsunet-n", folder, loaded.train, loaded.parts, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -164,15 +166,16 @@ def test_settings_given_beside_parts_that_have_their_own(recipe: Path, tmp_path:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([{}, {"steps": 0}], r"parts\.steps is 0: expected a whole number above 0"),
-        ([{"step": 4}], r"unknown setting 'parts\.step': expected one of .*\(did you mean 'steps'\?\)"),
+        ([{}, {"steps": 0}], "part 2: steps is 0: expected a whole number above 0"),
+        ([{"step": 4}], r"part 1: unknown setting 'step': expected one of .*\(did you mean 'steps'\?\)"),
         (
             [{"validation_share": 0.1}],
             "part 1 has validation_share 0.1: images and processes are the same for all parts",
         ),
         ([{"devices": 2}], "part 1 has devices 2: images and processes are the same"),
         ("two", "parts is 'two': expected a list"),
-        ([7], "parts is 7: expected settings by name"),
+        ([{}, 7], "part 2 is 7: expected settings by name"),
+        ([{"weights": "dsunet-n"}], "part 1 has weights: it is the same for all parts; give it beside train"),
     ],
 )
 def test_parts_that_cannot_be(parts: object, message: str) -> None:
@@ -189,12 +192,89 @@ def test_another_noise_begins_anew() -> None:
     }
     white, camera = make(TrainRecipe, given).parts
     assert white.noise == NoiseSettings(sigma=(0, 20), device_share=0.4)
-    assert camera.noise == NoiseSettings(model="camera")
+    assert camera.noise == NoiseSettings(model="camera", device_share=0.4)
 
 
-def test_weights_of_parts_load_by_path(recipe: Path, tmp_path: Path) -> None:
-    trained = api.train(recipe=recipe, out=tmp_path / "run")
-    assert models.load(trained.path).config() == models.create("dsunet-n").config()
+def test_a_loss_of_a_part_is_its_own(folder: Path, tmp_path: Path) -> None:
+    given = {
+        "model": "dsunet-n",
+        "data": str(folder),
+        "train": {**_COMMON, "loss": {"l1": 1.0}, "noise": {"sigma": [0, 30]}},
+        "parts": [{}, {"loss": {"mse": 1.0}}, {"noise": {"model": "poisson-gaussian", "read": [0, 4]}}],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    loaded = load(TrainRecipe, tmp_path / "recipe.yaml", {})
+    assert [part.loss for part in loaded.parts] == [{"l1": 1.0}, {"mse": 1.0}, {"l1": 1.0}]
+    api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run")
+    assert load(TrainRecipe, tmp_path / "run" / "recipe.yaml", {}).parts == loaded.parts
+    # As the folder's own recipe is what a run is resumed by.
+    assert api.train(recipe=tmp_path / "run" / "recipe.yaml", out=tmp_path / "run", resume=True).steps == 12
+
+
+def test_other_parts_are_not_gone_on_with(recipe: Path, tmp_path: Path) -> None:
+    run = api.train(recipe=recipe, out=tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    content = yaml.safe_load(recipe.read_text())
+    for parts, error, message in (
+        (
+            [_PARTS[0], {**_PARTS[1], "learning_rate": 0.5}],
+            RecipeError,
+            r"part 2 of .* has another learning_rate: 0.001, now 0.5",
+        ),
+        (_PARTS[:1], OutputExistsError, "holds a training run of 2 parts, the recipe has 1: resume it with the recipe"),
+    ):
+        (tmp_path / "other.yaml").write_text(yaml.safe_dump({**content, "parts": parts}))
+        with pytest.raises(error, match=message):
+            api.train(recipe=tmp_path / "other.yaml", out=tmp_path / "run", resume=True)
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    assert run.path in before
+
+
+def test_what_starting_over_would_delete_is_not_started_from(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    run = api.train(recipe=recipe, out=tmp_path / "run")
+    for role in ("weights", "teacher"):
+        for own in (run.path, tmp_path / "run" / "part-1" / "model.safetensors"):
+            with pytest.raises(
+                RecipeError, match=f"{role} .* belongs to the run that starting over .* name another folder"
+            ):
+                api.train(recipe=recipe, out=tmp_path / "run", force=True, **{role: own})
+    single = api.train("dsunet-n", data=folder, settings=_COMMON, out=tmp_path / "single")
+    with pytest.raises(RecipeError, match="weights .* belongs to the run that starting over"):
+        api.train("dsunet-n", data=folder, settings=_COMMON, out=tmp_path / "single", weights=single.path, force=True)
+    assert run.path.exists()
+    assert single.path.exists()
+
+
+def test_starting_over_leaves_folders_that_are_not_parts(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    run = api.train(recipe=recipe, out=tmp_path / "run")
+    kept = tmp_path / "run" / "part-2-best" / "model.safetensors"
+    kept.parent.mkdir()
+    kept.write_bytes(run.path.read_bytes())
+    api.train("dsunet-n", data=folder, settings=_COMMON, out=tmp_path / "run", force=True)
+    assert kept.exists()
+    assert not (tmp_path / "run" / "part-2" / "model.safetensors").exists()
+
+
+def test_weights_teacher_channels_and_config_reach_the_parts(folder: Path, tmp_path: Path) -> None:
+    config = {"widths": [8, 8], "middle": [16]}
+    start = tmp_path / "start.safetensors"
+    models.save(
+        start, models.create("dsunet-n", channels=1, **config), {"licence": "research only", "use": "non-commercial"}
+    )
+    loaded = make(TrainRecipe, {"model": "dsunet-n", "train": _COMMON, "parts": _PARTS})
+    shape: dict[str, Any] = {"channels": 1, "config": config}
+    arguments = ("dsunet-n", folder, loaded.train, loaded.parts)
+    plain = train_parts(*arguments, tmp_path / "a", **shape)
+    begun = train_parts(*arguments, tmp_path / "b", weights=start, **shape)
+    taught = train_parts(*arguments, tmp_path / "c", teacher=start, **shape)
+    assert plain.model.config() == begun.model.config() == models.load(start).config()
+    assert len({run.path.read_bytes() for run in (plain, begun, taught)}) == 3
+    digests = [yaml.safe_load((tmp_path / "b" / f"part-{k}" / "recipe.yaml").read_text())["weights"] for k in (1, 2)]
+    assert digests == [str(start), str(tmp_path / "b" / "part-1" / "model.safetensors")]
+    assert checkpoints.metadata(begun.path)["use"] == "non-commercial"
+    with pytest.raises(LicenceError, match=r"start\.safetensors"):
+        train_parts(*arguments, tmp_path / "d", weights=start, license_clean=True, **shape)
+    assert not (tmp_path / "d").exists()
 
 
 @pytest.mark.parametrize("file", sorted(checkpoints.shipped().values()), ids=lambda file: file.stem)
@@ -208,5 +288,30 @@ def test_committed_recipes_are_what_the_logs_hold(file: Path) -> None:
         assert steps[k][-1]["step"] == run.steps
         # The warm-up may hide the peak between two records.
         assert 0.6 * run.learning_rate < max(r["learning_rate"] for r in steps[k]) <= run.learning_rate
-        validated = {r["step"] for r in steps[k] if "psnr_25" in r or "psnr" in r}
-        assert run.steps in validated
+        validated = [r["step"] for r in steps[k] if "psnr_25" in r or "psnr" in r]
+        assert validated == [*range(run.validate_every, run.steps, run.validate_every), run.steps]
+
+
+def test_settings_as_objects() -> None:
+    given = {
+        "model": "dsunet-n",
+        "train": TrainSettings(steps=7, batch=3),
+        "parts": [{"seed": 1}, TrainSettings(seed=2)],
+    }
+    assert make(TrainRecipe, given).parts == tuple(TrainSettings(steps=7, batch=3, seed=seed) for seed in (1, 2))
+
+
+def test_a_precision_that_a_later_part_cannot_have(folder: Path, tmp_path: Path) -> None:
+    loaded = make(TrainRecipe, {"model": "dsunet-n", "train": _COMMON, "parts": [{}, {"precision": "16-mixed"}]})
+    with pytest.raises(RecipeError, match="part 2: precision is '16-mixed', which needs a GPU"):
+        train_parts("dsunet-n", folder, loaded.train, loaded.parts, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_noise_given_beside_a_part_of_another(folder: Path, recipe: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump({**content, "parts": [{}, {"noise": {"model": "camera"}}]}))
+    with pytest.raises(
+        RecipeError, match=r"noise\.sigma is .* but part 2 of the recipe has a noise of its own, camera"
+    ):
+        api.train(recipe=tmp_path / "two.yaml", sigma=(0, 30), out=tmp_path / "run")
