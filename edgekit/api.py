@@ -176,16 +176,16 @@ def train(
         }
         loaded = load(TrainRecipe, None if recipe is None else Path(recipe), overrides)
         loaded.check_given(chosen)
-        from functools import partial
-
         from edgekit.train import parts, run
 
-        begin = partial(parts.train_parts, parts=loaded.parts) if loaded.parts else run.train
-        return begin(
+        folder = Path("runs", loaded.model) if out is None else out
+        if loaded.parts:
+            return parts.train_parts(loaded, folder, resume=resume, force=force, progress=progress)
+        return run.train(
             loaded.model,
             loaded.data,
-            settings=loaded.train,
-            out=Path("runs", loaded.model) if out is None else out,
+            loaded.train,
+            folder,
             channels=loaded.channels,
             config=loaded.config,
             weights=loaded.weights,

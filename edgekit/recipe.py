@@ -434,6 +434,11 @@ class TrainRecipe(Settings):
                     )
         return self
 
+    def content(self) -> dict[str, Any]:
+        """The recipe as a file holds it: of each part what is its own."""
+        written = self.model_dump(mode="json", exclude={"license_clean", "images", "versions"})
+        return {**written, "parts": [_own(written["train"], part) for part in written["parts"]]}
+
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Refuse settings of `train`, given beside the recipe, that a part has its own of: which did the user mean?
 
@@ -572,16 +577,28 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+# Settings whose names are the user's own: those of a part replace those of all, as nobody could take one out.
+_REPLACED = ("loss", "learning_rate_factors")
+
+
 def _part(train: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a part over those of all. Another noise begins anew: the settings of the first are not for it."""
-    # What has names of the user's own is replaced: nobody could take one out.
-    merged = merge(train, part) | {name: part[name] for name in ("loss", "learning_rate_factors") if name in part}
+    merged = merge(train, part) | {name: part[name] for name in _REPLACED if name in part}
     below, own = train.get("noise"), part.get("noise")
     if isinstance(below, Mapping) and isinstance(own, Mapping):
         usual = NoiseSettings().model
         if own.get("model", below.get("model", usual)) != below.get("model", usual):
             merged["noise"] = {k: v for k, v in below.items() if k == "device_share"} | dict(own)
     return merged
+
+
+def _own(train: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_part` makes the same part of: the settings that are not those of all; another noise is told whole."""
+    if part.get("model") != train.get("model"):
+        return dict(part)
+    nested = {name for name, value in part.items() if isinstance(value, Mapping) and name not in _REPLACED}
+    differing = {name: value for name, value in part.items() if value != train.get(name)}
+    return {name: _own(train[name], value) if name in nested else value for name, value in differing.items()}
 
 
 def _leaves(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -79,8 +79,9 @@ def load(source: str | Path, model: str | DenoiserModel | None = None, **overrid
         target = create(model, **overrides)
     else:
         target = _from_header(path, header)
-    hint = _belongs(path, header) or "name the model that these weights are of, `edgekit models` lists them; "
-    differing = [] if model is None else _differing(path, header, target)
+    owner = target if model is None else _owner(path, header)
+    hint = _belongs(owner) or "name the model that these weights are of, `edgekit models` lists them; "
+    differing = [] if owner is None else _differing(owner, target)
     _fill(target, state, path, f"{target.arch} {target.config()}", hint, differing)
     return target.eval()
 
@@ -91,7 +92,7 @@ def fill(module: nn.Module, path: Path, name: str) -> None:
     Raises: CheckpointError: the file cannot be read, does not fit, or holds NaN or infinity.
     """
     state, header = _read(_find(path))
-    _fill(module, state, path, name, _belongs(path, header))
+    _fill(module, state, path, name, _belongs(_owner(path, header)))
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
@@ -285,11 +286,15 @@ def _fill(
     model.load_state_dict({k: _cast(v, torch.float32) for k, v in state.items()}, assign=_is_meta(model))
 
 
-def _belongs(path: Path, header: Mapping[str, str]) -> str:
-    """What the file itself says that it holds, for the message that it does not fit."""
-    if "arch" not in header or "config" not in header:
+def _owner(path: Path, header: Mapping[str, str]) -> DenoiserModel | None:
+    """What the file itself says that it holds, if it does."""
+    return _from_header(path, header) if {"arch", "config"} <= header.keys() else None
+
+
+def _belongs(owner: DenoiserModel | None) -> str:
+    """Whose weights a file says that it holds, for the message that it does not fit."""
+    if owner is None:
         return ""
-    owner = _from_header(path, header)
     named = presets_of(owner.arch, owner.config())
     if not named:
         return f"its header says {owner.arch} {owner.config()}; "
@@ -297,11 +302,8 @@ def _belongs(path: Path, header: Mapping[str, str]) -> str:
     return f"these are weights of {named[0]} for {colour} images, use that model; "
 
 
-def _differing(path: Path, header: Mapping[str, str], model: DenoiserModel) -> list[str]:
+def _differing(owner: DenoiserModel, model: DenoiserModel) -> list[str]:
     """Where the file's own settings are not the model's: a dilation or a scale shows in no shape."""
-    if "arch" not in header or "config" not in header:
-        return []
-    owner = _from_header(path, header)
     if owner.arch != model.arch:
         return [f"it is of {owner.arch}"]
     theirs, ours = owner.config(), model.config()

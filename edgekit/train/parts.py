@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from edgekit._version import __version__
-from edgekit.errors import EdgekitError, OutputExistsError, RecipeError
+from edgekit import models
+from edgekit.errors import EdgekitError, OutputExistsError
 from edgekit.models.checkpoints import write_atomically
 from edgekit.out_folder import check_out_folder
 from edgekit.recipe import TrainRecipe, TrainSettings, load
-from edgekit.train.images import open_images
 from edgekit.train.journal import LOG, read_log
-from edgekit.train.loop import FREE, Progress, check_devices
+from edgekit.train.loop import FREE, Progress, check, check_devices
 from edgekit.train.processes import first, together
 from edgekit.train.run import (
     PARTS,
@@ -30,27 +29,18 @@ from edgekit.train.run import (
     check_licences,
     check_outside,
     held,
-    ready,
+    images,
+    recipe_file,
     refuse_another_run,
     train,
 )
-
-# Settings of settings: of these a part names what is its own.
-_NESTED = ("noise", "augment")
+from edgekit.train.state import check_same
 
 
 def train_parts(
-    model_name: str,
-    data: str | os.PathLike[str] | None,
-    settings: TrainSettings,
-    parts: Sequence[TrainSettings],
+    recipe: TrainRecipe,
     out: str | os.PathLike[str],
     *,
-    channels: int | None = None,
-    config: Mapping[str, Any] | None = None,
-    weights: str | os.PathLike[str] | None = None,
-    teacher: str | os.PathLike[str] | None = None,
-    license_clean: bool = False,
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -62,14 +52,13 @@ def train_parts(
     first one begins.
 
     Args:
-        settings: what the parts have in common; images and processes are opened by these.
-        parts: of each, all its settings.
-        weights: what the first part starts from.
+        recipe: with its `parts`; `weights` are what the first one starts from.
+        out, force, progress: as `train` takes them.
         resume: parts that are complete are passed over, the one that was interrupted goes on.
-        Others: as `train` takes them.
     Returns: the last part's model and scores, the steps and seconds of all.
     Raises: what `train` raises.
     """
+    parts = recipe.parts
     folder = Path(out)
     check_out_folder(folder)
     folders = [folder / PARTS.format(number) for number in range(1, len(parts) + 1)]
@@ -80,46 +69,41 @@ def train_parts(
     refuse_another_run(existing, folder, allowed=resume or force)
     if anew:
         features = {f"feature_weights of part {i}": part.feature_weights for i, part in enumerate(parts, 1)}
-        check_outside(existing, {"weights": weights, "teacher": teacher, **features})
+        check_outside(existing, {"weights": recipe.weights, "teacher": recipe.teacher, **features})
     elif (folder / RECIPE).exists():
-        _check_same(folder, load(TrainRecipe, folder / RECIPE, {}).parts, parts)
-    if license_clean:
+        _check_begun(folder, load(TrainRecipe, folder / RECIPE, {}).parts, parts)
+    if recipe.license_clean:
         for part in parts:
-            check_licences(data, weights, teacher, part.feature_weights)
-    model = beginning(model_name, settings.seed, channels=channels, config=config, weights=weights)
-    source = open_images(
-        data,
-        channels=model.channels,
-        patch=max(part.crop for part in parts),
-        validation_share=settings.validation_share,
-        seed=settings.seed,
-        leaves=settings.leaves,
-    )
-    shape = {"channels": channels, "config": config, "teacher": teacher}
+            check_licences(recipe.data, recipe.weights, recipe.teacher, part.feature_weights)
+    shape: dict[str, Any] = {"channels": recipe.channels, "config": recipe.config}
+    model = beginning(recipe.model, recipe.train.seed, weights=recipe.weights, **shape)
+    tutor = None if recipe.teacher is None else models.load(recipe.teacher)
+    source = images(recipe.data, model, recipe.train, max(part.crop for part in parts))
     for number, part in enumerate(parts, 1):
         try:
-            ready(model_name, source, part, weights=weights, **shape)  # type: ignore[arg-type]
+            check(model, source, part, tutor)
             check_devices(part)
         except EdgekitError as error:
             raise type(error)(f"part {number}: {error}") from error
     if anew:
         for path in existing:
             path.unlink(missing_ok=True)
-    recipe = _recipe(model_name, model.channels, config, data, weights, teacher, settings, parts)
+    written = recipe_file({**recipe.content(), "channels": model.channels})
     done: list[Trained] = []
     total = sum(part.steps for part in parts)
     for number, (part, place) in enumerate(zip(parts, folders, strict=True), 1):
         done.append(
             train(
-                model_name,
+                recipe.model,
                 source,
                 part,
                 place,
-                weights=done[-1].path if done else weights,
+                weights=done[-1].path if done else recipe.weights,
+                teacher=recipe.teacher,
                 resume=resume,
                 progress=_shifted(progress, sum(each.steps for each in parts[: number - 1]), total, number, len(parts)),
-                on_start=partial(_begin, folder, place, recipe),
-                **shape,  # type: ignore[arg-type]
+                on_start=partial(_begin, folder, place, written),
+                **shape,
             )
         )
         if dist.is_available() and dist.is_initialized():
@@ -146,18 +130,16 @@ def _begin(folder: Path, place: Path, recipe: bytes) -> None:
         (folder / WEIGHTS).unlink(missing_ok=True)
 
 
-def _check_same(folder: Path, before: Sequence[TrainSettings], now: Sequence[TrainSettings]) -> None:
+def _check_begun(folder: Path, before: Sequence[TrainSettings], now: Sequence[TrainSettings]) -> None:
     """Raises: OutputExistsError, RecipeError: the folder holds a run of other parts than those to resume it with."""
     fix = f"resume it with the recipe that it began with ({folder / RECIPE}), start over (--force), or change --out"
     if len(now) < len(before) or not before:
         count = f"{len(before)} parts" if before else "one part"
         raise OutputExistsError(f"{folder} holds a training run of {count}, the recipe has {len(now)}: {fix}")
     # There may be more now.
-    for number, (old, new) in enumerate(zip(before, now, strict=False), 1):
-        was, given = (part.model_dump(mode="json", exclude=FREE) for part in (old, new))
-        for name, value in given.items():
-            if value != was.get(name):
-                raise RecipeError(f"part {number} of {folder} has another {name}: {was.get(name)}, now {value}; {fix}")
+    for number, pair in enumerate(zip(before, now, strict=False), 1):
+        was, given = (part.model_dump(mode="json", exclude=FREE) for part in pair)
+        check_same(was, given, f"part {number} of {folder} has", fix)
 
 
 def _shifted(progress: Progress | None, before: int, whole: int, number: int, parts: int) -> Progress | None:
@@ -169,40 +151,3 @@ def _shifted(progress: Progress | None, before: int, whole: int, number: int, pa
         progress(before + done, whole, f"part {number}/{parts}, {text}")
 
     return told
-
-
-def _recipe(
-    model_name: str,
-    channels: int,
-    config: Mapping[str, Any] | None,
-    data: str | os.PathLike[str] | None,
-    weights: str | os.PathLike[str] | None,
-    teacher: str | os.PathLike[str] | None,
-    settings: TrainSettings,
-    parts: Sequence[TrainSettings],
-) -> bytes:
-    import torch
-    import yaml
-
-    common = settings.model_dump(mode="json")
-    content = {
-        "model": model_name,
-        "config": dict(config or {}),
-        "channels": channels,
-        "data": None if data is None else str(data),
-        "weights": None if weights is None else str(weights),
-        "teacher": None if teacher is None else str(teacher),
-        "train": common,
-        "parts": [_own(part.model_dump(mode="json"), common) for part in parts],
-        "versions": {"edgekit": __version__, "torch": str(torch.__version__)},
-    }
-    text: str = yaml.safe_dump(content, sort_keys=False)
-    return text.encode()
-
-
-def _own(part: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a part that are not those of all."""
-    if part.get("model") != common.get("model"):
-        return dict(part)  # another noise is told whole
-    differing = {name: value for name, value in part.items() if value != common.get(name)}
-    return {name: _own(value, common[name]) if name in _NESTED else value for name, value in differing.items()}

@@ -101,9 +101,10 @@ def train(
         check_outside(existing, {"weights": weights, "teacher": teacher, "feature_weights": settings.feature_weights})
     if license_clean:
         check_licences(data, weights, teacher, settings.feature_weights)
-    model, source, tutor = ready(
-        model_name, data, settings, channels=channels, config=config, weights=weights, teacher=teacher
-    )
+    model = beginning(model_name, settings.seed, channels=channels, config=config, weights=weights)
+    tutor = None if teacher is None else models.load(os.fspath(teacher))
+    source = data if isinstance(data, ImageSource) else images(data, model, settings, settings.crop)
+    check(model, source, settings, tutor)
     settings = as_launched(settings)
     if anew:
         for path in existing:
@@ -113,7 +114,7 @@ def train(
 
     def begin() -> None:
         # Now, so that a run that is killed can be resumed by it.
-        write_atomically(folder / RECIPE, recipe.encode())
+        write_atomically(folder / RECIPE, recipe)
         if on_start:
             on_start()
 
@@ -142,34 +143,18 @@ def train(
     return Trained(trained, folder / WEIGHTS, last["step"], last["seconds"], scores, first())
 
 
-def ready(
-    model_name: str,
-    data: str | os.PathLike[str] | ImageSource | None,
-    settings: TrainSettings,
-    *,
-    channels: int | None = None,
-    config: Mapping[str, Any] | None = None,
-    weights: str | os.PathLike[str] | None = None,
-    teacher: str | os.PathLike[str] | None = None,
-) -> tuple[DenoiserModel, ImageSource, DenoiserModel | None]:
-    """What a run needs - its model, images and teacher - found to fit each other; nothing is written.
-
-    Args: as `train` takes them.
-    Raises: what `open_images`, `models.load` and `fit` raise.
-    """
-    model = beginning(model_name, settings.seed, channels=channels, config=config, weights=weights)
-    tutor = None if teacher is None else models.load(os.fspath(teacher))
-    if not isinstance(data, ImageSource):
-        data = open_images(
-            data,
-            channels=model.channels,
-            patch=settings.crop,
-            validation_share=settings.validation_share,
-            seed=settings.seed,
-            leaves=settings.leaves,
-        )
-    check(model, data, settings, tutor)
-    return model, data, tutor
+def images(
+    data: str | os.PathLike[str] | None, model: DenoiserModel, settings: TrainSettings, crop: int
+) -> ImageSource:
+    """The images of a run, those that a crop of so many pixels fits into. Raises: what `open_images` raises."""
+    return open_images(
+        data,
+        channels=model.channels,
+        patch=crop,
+        validation_share=settings.validation_share,
+        seed=settings.seed,
+        leaves=settings.leaves,
+    )
 
 
 def beginning(
@@ -264,9 +249,7 @@ def _recipe(
     settings: TrainSettings,
     weights: str | os.PathLike[str] | None,
     teacher: str | os.PathLike[str] | None,
-) -> str:
-    import yaml
-
+) -> bytes:
     content: dict[str, Any] = {
         "model": model_name,
         "config": shape,
@@ -276,7 +259,14 @@ def _recipe(
         "weights": None if weights is None else str(weights),
         "teacher": None if teacher is None else str(teacher),
         "train": settings.model_dump(mode="json"),
-        "versions": {"edgekit": __version__, "torch": str(torch.__version__)},
     }
-    text: str = yaml.safe_dump(content, sort_keys=False)
-    return text
+    return recipe_file(content)
+
+
+def recipe_file(content: Mapping[str, Any]) -> bytes:
+    """The text of a recipe, with the versions that it is run by."""
+    import yaml
+
+    versions = {"edgekit": __version__, "torch": str(torch.__version__)}
+    text: str = yaml.safe_dump({**content, "versions": versions}, sort_keys=False)
+    return text.encode()

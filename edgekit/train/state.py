@@ -43,13 +43,20 @@ def load_state(folder: Path, run: Mapping[str, str]) -> dict[str, Any] | None:
     except Exception as error:  # torch raises whatever its zip reader and unpickler do
         reason = str(error).split("\n", 1)[0]
         raise CheckpointError(f"cannot read {path} ({reason}): delete it to start the run over") from error
+    check_same(
+        saved,
+        run,
+        f"{folder} holds a run with",
+        "resume it with the settings it began with, or write to another folder",
+    )
+    return state
+
+
+def check_same(saved: Mapping[str, Any], run: Mapping[str, Any], whose: str, fix: str) -> None:
+    """Raises: RecipeError: what defines a run differs from what it was begun with; it names the first by name."""
     for name in sorted(run.keys() | saved.keys()):
         if run.get(name) != saved.get(name):
-            raise RecipeError(
-                f"{folder} holds a run with another {name}: {saved.get(name)}, now {run.get(name)}; "
-                "resume it with the settings it began with, or write to another folder"
-            )
-    return state
+            raise RecipeError(f"{whose} another {name}: {saved.get(name)}, now {run.get(name)}; {fix}")
 
 
 def weights_digest(model: DenoiserModel) -> str:

@@ -16,7 +16,7 @@ from edgekit.recipe import NoiseSettings, TrainRecipe, TrainSettings, load, make
 from edgekit.train.dead_leaves import dead_leaves
 from edgekit.train.journal import read_log
 from edgekit.train.parts import train_parts
-from edgekit.train.run import train
+from edgekit.train.run import Trained, train
 
 Progress = Callable[[int, int, str], None]
 
@@ -43,8 +43,12 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def recipe(folder: Path, tmp_path: Path) -> Path:
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump({"model": "dsunet-n", "data": str(folder), "train": _COMMON, "parts": _PARTS}))
+    file.write_text(yaml.safe_dump(given(folder)))
     return file
+
+
+def given(folder: Path) -> dict[str, Any]:
+    return {"model": "dsunet-n", "data": str(folder), "train": _COMMON, "parts": _PARTS}
 
 
 def test_parts_are_runs_from_the_weights_before(recipe: Path, folder: Path, tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ def test_an_existing_run_is_not_overwritten(recipe: Path, folder: Path, tmp_path
         api.train("dsunet-n", data=folder, settings=_COMMON, out=tmp_path / "run", resume=True)
     assert run.path.read_bytes() == before
     longer = load(TrainRecipe, recipe, {"parts": [*_PARTS, {"steps": 2, "seed": 3}]})
-    more = train_parts("dsunet-n", folder, longer.train, longer.parts, tmp_path / "run", resume=True)
+    more = train_parts(longer, tmp_path / "run", resume=True)
     assert more.steps == 12, "a part that is added goes on from the others"
     forced = api.train(recipe=recipe, out=tmp_path / "run", force=True)
     assert forced.path.read_bytes() == before
@@ -145,9 +149,9 @@ def test_a_run_of_one_part_is_not_gone_on_with(recipe: Path, folder: Path, tmp_p
 
 
 def test_what_is_wrong_with_a_later_part_is_found_before_the_first(folder: Path, tmp_path: Path) -> None:
-    loaded = make(TrainRecipe, {"model": "dsunet-n", "train": _COMMON, "parts": [{}, {"loss": {"l3": 1.0}}]})
+    loaded = make(TrainRecipe, {**given(folder), "parts": [{}, {"loss": {"l3": 1.0}}]})
     with pytest.raises(UnknownNameError, match="^part 2: .*l3"):
-        train_parts("dsunet-n", folder, loaded.train, loaded.parts, tmp_path / "run")
+        train_parts(loaded, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -261,19 +265,19 @@ def test_weights_teacher_channels_and_config_reach_the_parts(folder: Path, tmp_p
     models.save(
         start, models.create("dsunet-n", channels=1, **config), {"licence": "research only", "use": "non-commercial"}
     )
-    loaded = make(TrainRecipe, {"model": "dsunet-n", "train": _COMMON, "parts": _PARTS})
-    shape: dict[str, Any] = {"channels": 1, "config": config}
-    arguments = ("dsunet-n", folder, loaded.train, loaded.parts)
-    plain = train_parts(*arguments, tmp_path / "a", **shape)
-    begun = train_parts(*arguments, tmp_path / "b", weights=start, **shape)
-    taught = train_parts(*arguments, tmp_path / "c", teacher=start, **shape)
+    shape = {**given(folder), "channels": 1, "config": config}
+
+    def run(name: str, **more: Any) -> Trained:
+        return train_parts(make(TrainRecipe, {**shape, **more}), tmp_path / name)
+
+    plain, begun, taught = run("a"), run("b", weights=str(start)), run("c", teacher=str(start))
     assert plain.model.config() == begun.model.config() == models.load(start).config()
     assert len({run.path.read_bytes() for run in (plain, begun, taught)}) == 3
     digests = [yaml.safe_load((tmp_path / "b" / f"part-{k}" / "recipe.yaml").read_text())["weights"] for k in (1, 2)]
     assert digests == [str(start), str(tmp_path / "b" / "part-1" / "model.safetensors")]
     assert checkpoints.metadata(begun.path)["use"] == "non-commercial"
     with pytest.raises(LicenceError, match=r"start\.safetensors"):
-        train_parts(*arguments, tmp_path / "d", weights=start, license_clean=True, **shape)
+        run("d", weights=str(start), license_clean=True)
     assert not (tmp_path / "d").exists()
 
 
@@ -302,9 +306,9 @@ def test_settings_as_objects() -> None:
 
 
 def test_a_precision_that_a_later_part_cannot_have(folder: Path, tmp_path: Path) -> None:
-    loaded = make(TrainRecipe, {"model": "dsunet-n", "train": _COMMON, "parts": [{}, {"precision": "16-mixed"}]})
+    loaded = make(TrainRecipe, {**given(folder), "parts": [{}, {"precision": "16-mixed"}]})
     with pytest.raises(RecipeError, match="part 2: precision is '16-mixed', which needs a GPU"):
-        train_parts("dsunet-n", folder, loaded.train, loaded.parts, tmp_path / "run")
+        train_parts(loaded, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
