@@ -13,7 +13,8 @@ from edgekit.errors import UnknownNameError
 # (output, target), both [N, C, H, W] -> the loss of each image, [N].
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-# Charbonnier's epsilon (Lai et al. 2017, arXiv:1704.03915): where the loss turns from quadratic to linear.
+# Charbonnier's epsilon (Lai et al. 2017, arXiv:1704.03915): where the loss turns from quadratic to linear. A root mean
+# squared error has the same corner at 0.
 _EPSILON = 1e-3
 
 
@@ -25,6 +26,15 @@ def l1(output: Tensor, target: Tensor) -> Tensor:
 def mse(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared error of each image, [N]."""
     return (output - target).square().flatten(1).mean(1)
+
+
+def rmse(output: Tensor, target: Tensor) -> Tensor:
+    """Root mean squared error of each image, [N]: learns the mean, as MSE does, which is what PSNR is of.
+
+    Its gradient is as long for an image with little error as for one with much - as L1's is, and unlike MSE's, with
+    which strong noise has nearly all the say.
+    """
+    return (mse(output, target) + _EPSILON**2).sqrt()
 
 
 def charbonnier(output: Tensor, target: Tensor) -> Tensor:
@@ -46,7 +56,7 @@ def frequency(output: Tensor, target: Tensor) -> Tensor:
 
 # Those with weights of their own, see `feature_loss`.
 LEARNED = ("feature", "lpips")
-LOSSES: dict[str, Loss] = {"l1": l1, "mse": mse, "charbonnier": charbonnier, "frequency": frequency}
+LOSSES: dict[str, Loss] = {"l1": l1, "mse": mse, "rmse": rmse, "charbonnier": charbonnier, "frequency": frequency}
 
 
 def weighted(

@@ -157,7 +157,7 @@ class TrainSettings(Settings):
     batch: PositiveInt = 8
     patch: PositiveInt = 96
     accumulate: PositiveInt = 1
-    # Weights of l1, mse, charbonnier, frequency, feature and lpips, which may be mixed.
+    # Weights of l1, mse, rmse, charbonnier, frequency, feature and lpips, which may be mixed.
     loss: dict[str, float] = {"l1": 1.0}
     # For the losses "feature" and "lpips": a VGG's weights (for lpips VGG-16's), a state dict as torchvision has it.
     feature_weights: Path | None = None

@@ -174,7 +174,7 @@ def test_features_are_imitated_through_adapters_that_are_dropped() -> None:
 @pytest.mark.parametrize(
     ("change", "teacher", "error", "message"),
     [
-        ({"loss": "l3"}, Blur(), UnknownNameError, "'l3': expected one of charbonnier, frequency, l1, mse"),
+        ({"loss": "l3"}, Blur(), UnknownNameError, "'l3': expected one of charbonnier, frequency, l1, mse, rmse"),
         ({"steps": 0}, None, RecipeError, "distillation.steps is 0: expected at least 1"),
         ({}, Blur(channels=1), RecipeError, "teacher blur has 1 channels, student dsunet 3"),
         ({"feature_weight": 1.0}, Blur(), RecipeError, "feature_weight is 1.0 and features name 0 modules"),

@@ -39,8 +39,40 @@ def test_each_loss_is_per_image_and_least_at_the_target(name: str) -> None:
     output[1] += 0.1
     found = losses.LOSSES[name](output, target)
     assert found.shape == (2,)
-    assert found[0] < 0.002  # Charbonnier's epsilon
+    assert found[0] < 0.002  # the epsilon of Charbonnier and RMSE
     assert found[1] > found[0] + 0.001
+
+
+def test_rmse_by_hand() -> None:
+    target = torch.zeros(2, 1, 2, 2)
+    output = torch.tensor([[0.3, 0.3, 0.3, 0.3], [0.0, 0.0, 0.0, 0.8]]).view(2, 1, 2, 2)
+    # The corner's 1e-6 under the root counts for 3e-6 at most.
+    torch.testing.assert_close(losses.rmse(output, target), torch.tensor([0.3, 0.4]), rtol=0, atol=3e-6)
+
+
+def test_rmse_is_led_by_the_mean_and_as_much_by_faint_noise_as_by_strong() -> None:
+    # Of the values that a pixel may have, one in four is far away: L1 stays with the three, RMSE goes to the mean.
+    likely = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 2, 2)
+    best = {
+        name: min(
+            torch.linspace(0, 1, 101), key=lambda x, name=name: float(losses.LOSSES[name](x.expand(1, 1, 2, 2), likely))
+        )
+        for name in ("l1", "mse", "rmse")
+    }
+    assert {name: round(float(value), 2) for name, value in best.items()} == {"l1": 0.0, "mse": 0.25, "rmse": 0.25}
+    noise = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    length = {}
+    for name in ("l1", "mse", "rmse"):
+        for strength in (0.02, 0.2):
+            output = (strength * noise).requires_grad_()
+            losses.LOSSES[name](output, torch.zeros_like(output)).sum().backward()
+            assert output.grad is not None
+            length[name, strength] = output.grad.norm().item()
+    assert length["mse", 0.2] == pytest.approx(10 * length["mse", 0.02], rel=1e-4)
+    assert length["l1", 0.2] == pytest.approx(length["l1", 0.02], rel=1e-4)
+    # Faint noise is near the corner at 0.001: its gradient is shorter by half of (0.001 / 0.02) squared.
+    assert length["rmse", 0.2] == pytest.approx(length["rmse", 0.02], rel=2e-3)
+    assert length["rmse", 0.2] == pytest.approx(length["l1", 0.2], rel=1e-2)
 
 
 def test_frequency_by_hand() -> None:
