@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -62,6 +62,8 @@ class Settings(BaseModel):
     """Base of every settings object: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # The command that takes such settings as its recipe; empty for those that stand inside others.
+    command: ClassVar[str] = ""
 
 
 # Which noise models read a setting of `NoiseSettings`; device_share is for all, and sigma is the range that is judged.
@@ -305,6 +307,8 @@ class QuantizeSettings(Settings):
 class Recipe(Settings):
     """Everything that a compression run does; written into the bundle, and run again it gives the same model files."""
 
+    command: ClassVar[str] = "compress"
+
     # What to compress: a registered model, with its shipped weights unless `weights` names a file; or a network of the
     # user's own: net.py:make (with or without `weights`), .pt2, .onnx, .keras, .h5, a SavedModel folder.
     model: str = "dsunet-s"
@@ -384,6 +388,8 @@ _OF_ALL_PARTS = {
 
 class TrainRecipe(Settings):
     """Everything that a training run does; `recipe.yaml` beside the trained weights holds it."""
+
+    command: ClassVar[str] = "train"
 
     model: Annotated[str, Field(json_schema_extra={"flag": "MODEL"})]
     # The architecture's own arguments where they are not the preset's: what `edgekit search` found.
@@ -476,6 +482,8 @@ def _supervised(train: TrainSettings) -> TrainSettings:
 class SearchRecipe(Settings):
     """Everything that a search for a student does."""
 
+    command: ClassVar[str] = "search"
+
     # Milliseconds per megapixel of useful pixels, of the INT8 file on this machine.
     budget: Annotated[float, Field(gt=0), BeforeValidator(_parse_budget)]
     target: str = "tflite"
@@ -520,6 +528,8 @@ def _listed(value: object) -> object:
 
 class FinetuneRecipe(Settings):
     """Everything that a fine-tuning does."""
+
+    command: ClassVar[str] = "finetune"
 
     # A bundle, or a model by name: with its shipped weights, or `weights`.
     model: Annotated[str, Field(json_schema_extra={"flag": "BUNDLE_OR_MODEL"})]

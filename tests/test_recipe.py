@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import MissingExtraError, RecipeError
-from edgekit.recipe import Recipe, TrainRecipe, TrainSettings, load, load_recipe, make
+from edgekit.recipe import FinetuneRecipe, Recipe, TrainRecipe, TrainSettings, load, load_recipe, make
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -73,6 +73,23 @@ def test_unknown_setting_lists_the_known_and_the_nearest() -> None:
         load_recipe(target="tflite", prun=0.1)
     with pytest.raises(RecipeError, match=r"unknown setting 'pruning.ration': .* \(did you mean 'ratio'\?\)"):
         load_recipe(target="tflite", pruning={"ration": 0.1})
+
+
+def test_recipe_of_another_command_says_whose_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: dsunet-s\nparts:\n  - {steps: 5}\n  - {steps: 5}\n")
+    # Nor does it say first that a target or new images are missing.
+    for cls in (Recipe, FinetuneRecipe):
+        with pytest.raises(
+            RecipeError, match=r"recipe.yaml: unknown setting 'parts': .*; 'parts' stands in recipes of `edgekit train`"
+        ):
+            load(cls, file, {})
+    file.write_text("target: tflite\nreplay: old\n")
+    with pytest.raises(RecipeError, match=r"unknown setting 'replay': .* recipes of `edgekit finetune`"):
+        load(Recipe, file, {})
+    # A word that no command knows is a slip of the pen.
+    with pytest.raises(RecipeError, match=r"'wieghts': .* \(did you mean 'weights'\?\)"):
+        load(TrainRecipe, None, {"model": "dsunet-s", "wieghts": "dsunet-s"})
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
