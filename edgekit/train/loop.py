@@ -326,7 +326,8 @@ class _Run:
         noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
         output = self.wrapped(noisy, batch.sigma).float()
         loss = losses.weighted(self.settings.loss, output, batch.clean, balance, learned=self.learned)
-        if self.teacher is None:
+        if self.teacher is None or not self.settings.teacher_weight:
+            # Of a recipe's parts, some may learn without.
             return loss
         with torch.no_grad(), self.fabric.autocast():
             taught = self.teacher(noisy, batch.sigma).float()
