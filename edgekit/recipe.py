@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from edgekit.errors import MissingExtraError, RecipeError
-from edgekit.recipe_errors import word
+from edgekit.recipe_errors import places, word
 
 _S = TypeVar("_S", bound="Settings")
 
@@ -62,8 +62,6 @@ class Settings(BaseModel):
     """Base of every settings object: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    # The command that takes such settings as its recipe; empty for those that stand inside others.
-    command: ClassVar[str] = ""
 
 
 # Which noise models read a setting of `NoiseSettings`; device_share is for all, and sigma is the range that is judged.
@@ -164,7 +162,7 @@ class TrainSettings(Settings):
     # For the losses "feature" and "lpips": a VGG's weights (for lpips VGG-16's), a state dict as torchvision has it.
     feature_weights: Path | None = None
     # Divide each image's loss by (sigma + 5) in 8-bit units, so that low noise counts as much as high.
-    # Off: for L1, whose gradient does not shrink with the error, it hands low noise most of the say.
+    # Off: for L1 and RMSE, whose gradient does not shrink with the error, it hands low noise most of the say.
     balance_sigma: bool = False
     # Train on noisy images alone: one pixel of a pair of neighbours teaches the other.
     self_supervised: Literal["none", "neighbor2neighbor"] = "none"
@@ -235,6 +233,7 @@ class DistillSettings(Settings):
     patch: PositiveInt = 96
     # The student cycles through so many batches, on which the teacher runs once.
     cache_batches: PositiveInt = 256
+    # One of l1, mse, rmse, charbonnier and frequency.
     loss: str = "l1"
     # As in TrainSettings.
     balance_sigma: bool = False
@@ -306,8 +305,6 @@ class QuantizeSettings(Settings):
 
 class Recipe(Settings):
     """Everything that a compression run does; written into the bundle, and run again it gives the same model files."""
-
-    command: ClassVar[str] = "compress"
 
     # What to compress: a registered model, with its shipped weights unless `weights` names a file; or a network of the
     # user's own: net.py:make (with or without `weights`), .pt2, .onnx, .keras, .h5, a SavedModel folder.
@@ -388,8 +385,6 @@ _OF_ALL_PARTS = {
 
 class TrainRecipe(Settings):
     """Everything that a training run does; `recipe.yaml` beside the trained weights holds it."""
-
-    command: ClassVar[str] = "train"
 
     model: Annotated[str, Field(json_schema_extra={"flag": "MODEL"})]
     # The architecture's own arguments where they are not the preset's: what `edgekit search` found.
@@ -482,8 +477,6 @@ def _supervised(train: TrainSettings) -> TrainSettings:
 class SearchRecipe(Settings):
     """Everything that a search for a student does."""
 
-    command: ClassVar[str] = "search"
-
     # Milliseconds per megapixel of useful pixels, of the INT8 file on this machine.
     budget: Annotated[float, Field(gt=0), BeforeValidator(_parse_budget)]
     target: str = "tflite"
@@ -529,8 +522,6 @@ def _listed(value: object) -> object:
 class FinetuneRecipe(Settings):
     """Everything that a fine-tuning does."""
 
-    command: ClassVar[str] = "finetune"
-
     # A bundle, or a model by name: with its shipped weights, or `weights`.
     model: Annotated[str, Field(json_schema_extra={"flag": "BUNDLE_OR_MODEL"})]
     weights: str | None = None
@@ -546,6 +537,15 @@ class FinetuneRecipe(Settings):
     # Refuse weights and images that are for research or non-commercial use alone, or do not say.
     license_clean: bool = False
     train: Annotated[TuneSettings, AfterValidator(_supervised)] = TuneSettings()
+
+
+# The commands that take a recipe, and whose settings it holds.
+RECIPES: dict[str, type[Settings]] = {
+    "compress": Recipe,
+    "train": TrainRecipe,
+    "search": SearchRecipe,
+    "finetune": FinetuneRecipe,
+}
 
 
 def make(cls: type[_S], settings: Mapping[str, Any], where: str = "") -> _S:
@@ -573,9 +573,31 @@ def load(cls: type[_S], path: Path | str | None, overrides: Mapping[str, Any]) -
         return make(cls, given)
     file = Path(path)
     settings = _read_yaml(file)
+    _refuse_another_commands(cls, settings, file)
     # Alone first, so that an error in the file is blamed on the file; what it leaves to the flags may be missing.
     make(cls, merge(given, settings), where=str(file))
     return make(cls, merge(settings, given))
+
+
+def _refuse_another_commands(cls: type[BaseModel], settings: Mapping[str, Any], file: Path) -> None:
+    """Raises: RecipeError: the file fits another command's recipe better than this one's."""
+    own = next((command for command, recipe in RECIPES.items() if recipe is cls), None)
+    unknown = settings.keys() - cls.model_fields.keys()
+    if own is None or not unknown:
+        return
+    # What only stands in the wrong place, as `steps` that belongs under `train`, is still this command's.
+    fits = {command: len(settings.keys() & recipe.model_fields.keys()) for command, recipe in RECIPES.items()}
+    fits[own] += sum(bool(places(cls, name)) for name in unknown)
+    best = max(fits.values())
+    others = [command for command, count in fits.items() if count == best]
+    if own in others:
+        return
+    commands = " or ".join(f"`edgekit {command}`" for command in others)
+    foreign = ", ".join(sorted(unknown & {name for other in others for name in RECIPES[other].model_fields}))
+    raise RecipeError(
+        f"{file} is a recipe of {commands}, not of `edgekit {own}`, which has no setting {foreign}: "
+        f"run edgekit {others[0]} --recipe {file}"
+    )
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import RecipeError
@@ -38,11 +37,7 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
         cls: the settings class that refused.
         where: where the settings came from, e.g. "recipe.yaml"; empty for flags and keyword arguments.
     """
-    errors = error.errors()
-    # A recipe that is another command's says so first, whatever else this one would want of it.
-    unknown = [e for e in errors if e["type"] == "extra_forbidden" and len(e["loc"]) == 1]
-    others = _takers(cls, {e["loc"][0] for e in unknown})
-    first = unknown[0] if others else errors[0]
+    first = error.errors()[0]
     kind, location = first["type"], first["loc"]
     # The position inside a pair or a list says less than the value does.
     name = ".".join(part for part in location if isinstance(part, str))
@@ -55,9 +50,8 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
         names = sorted(_node(cls, location[:-1]).get("properties", {}))
         near = difflib.get_close_matches(str(location[-1]), names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        if others:
-            # No name of this one is meant, however near.
-            hint = f"; {name!r} stands in recipes of {' and '.join(f'`edgekit {other}`' for other in others)}"
+        if len(location) == 1 and (inside := places(cls, name)):
+            hint = f" ({name!r} stands under {' or '.join(inside)})"
         return RecipeError(f"{prefix}unknown setting {name!r}: expected one of {', '.join(names)}{hint}")
     if kind == "missing":
         flag = name.replace("_", "-")
@@ -77,12 +71,9 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
     return RecipeError(f"{value}: expected {_KINDS[kind]}" if kind in _KINDS else f"{value}: {first['msg']}")
 
 
-def _takers(cls: type[BaseModel], unknown: set[int | str]) -> list[str]:
-    """The other commands whose recipes have all these settings, which the recipes of this one have not."""
-    if not unknown or not getattr(cls, "command", ""):
-        return []
-    others: Sequence[type[Any]] = cls.__mro__[1].__subclasses__()
-    return sorted(other.command for other in others if other.command and unknown <= set(other.model_fields))
+def places(cls: type[BaseModel], name: str) -> list[str]:
+    """The settings of a class that have one of that name in them."""
+    return [outer for outer in cls.model_fields if name in _node(cls, (outer,)).get("properties", {})]
 
 
 def _node(cls: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, Any]:

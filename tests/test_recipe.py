@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgekit.errors import MissingExtraError, RecipeError
-from edgekit.recipe import FinetuneRecipe, Recipe, TrainRecipe, TrainSettings, load, load_recipe, make
+from edgekit.recipe import FinetuneRecipe, Recipe, SearchRecipe, TrainRecipe, TrainSettings, load, load_recipe, make
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -75,21 +75,50 @@ def test_unknown_setting_lists_the_known_and_the_nearest() -> None:
         load_recipe(target="tflite", pruning={"ration": 0.1})
 
 
-def test_recipe_of_another_command_says_whose_it_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "cls", "told"),
+    [
+        (
+            "{model: a, parts: [{}]}",
+            FinetuneRecipe,
+            "`edgekit train`, not of `edgekit finetune`, .* setting parts: run",
+        ),
+        # Nor does it say first that a target or a budget is missing.
+        (
+            "{model: a, train: {}, parts: [{}]}",
+            Recipe,
+            "`edgekit train`, not of .* setting parts, train: run edgekit tr",
+        ),
+        ("{model: a, data: d, train: {}, parts: [{}]}", SearchRecipe, "`edgekit train`, not of `edgekit search`"),
+        ("{target: tflite, model: a, prune: 0.2, max_drop: 0.3}", TrainRecipe, "`edgekit compress`, not of .* train`"),
+        ("{model: a, data: d, replay: old}", TrainRecipe, "`edgekit finetune`, not of `edgekit train`"),
+        ("{model: a, weights: w, data: d, train: {}}", Recipe, "`edgekit train` or `edgekit finetune`, not of"),
+        # A slip of the pen beside what makes it another's.
+        ("{modle: a, weights: w, train: {}, parts: [{}]}", Recipe, "`edgekit train`, not of `edgekit compress`"),
+    ],
+)
+def test_recipe_of_another_command_says_whose_it_is(text: str, cls: type[Any], told: str, tmp_path: Path) -> None:
     file = tmp_path / "recipe.yaml"
-    file.write_text("model: dsunet-s\nparts:\n  - {steps: 5}\n  - {steps: 5}\n")
-    # Nor does it say first that a target or new images are missing.
-    for cls in (Recipe, FinetuneRecipe):
-        with pytest.raises(
-            RecipeError, match=r"recipe.yaml: unknown setting 'parts': .*; 'parts' stands in recipes of `edgekit train`"
-        ):
-            load(cls, file, {})
-    file.write_text("target: tflite\nreplay: old\n")
-    with pytest.raises(RecipeError, match=r"unknown setting 'replay': .* recipes of `edgekit finetune`"):
-        load(Recipe, file, {})
-    # A word that no command knows is a slip of the pen.
-    with pytest.raises(RecipeError, match=r"'wieghts': .* \(did you mean 'weights'\?\)"):
-        load(TrainRecipe, None, {"model": "dsunet-s", "wieghts": "dsunet-s"})
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=rf"recipe\.yaml is a recipe of {told}"):
+        load(cls, file, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "cls", "told"),
+    [
+        ("{model: a, steps: 500}", TrainRecipe, r"unknown setting 'steps': .* \('steps' stands under train\)"),
+        ("{model: a, data: d, steps: 500}", FinetuneRecipe, r"'steps': .* stands under quantization or train\)"),
+        ("{model: a, noise: {model: camera}, seed: 3}", TrainRecipe, r"'noise': .* \('noise' stands under train\)"),
+        ("{target: tflite, model: a, trials: 3}", Recipe, r"unknown setting 'trials': .* \(did you mean 'tile'\?\)"),
+        ("{model: a, wieghts: w}", TrainRecipe, r"'wieghts': .* \(did you mean 'weights'\?\)"),
+    ],
+)
+def test_a_slip_in_the_right_recipe_is_no_other_commands(text: str, cls: type[Any], told: str, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=told):
+        load(cls, file, {})
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

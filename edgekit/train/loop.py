@@ -125,6 +125,10 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
             f"patch is {settings.patch}: noise.level auto is read from {told.LEAST_SIDE} pixels on; use a larger "
             "patch, or noise.level rms"
         )
+    if teacher is not None and not settings.teacher_weight:
+        raise RecipeError(
+            f"teacher_weight is 0: the teacher {teacher.arch} would not be used; raise it, or choose no teacher"
+        )
     if settings.patience and not source.held_out:
         raise RecipeError(
             f"patience is {settings.patience}, but no image is held out to validate on: set validation_share above 0"
@@ -326,8 +330,7 @@ class _Run:
         noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
         output = self.wrapped(noisy, batch.sigma).float()
         loss = losses.weighted(self.settings.loss, output, batch.clean, balance, learned=self.learned)
-        if self.teacher is None or not self.settings.teacher_weight:
-            # Of a recipe's parts, some may learn without.
+        if self.teacher is None:
             return loss
         with torch.no_grad(), self.fabric.autocast():
             taught = self.teacher(noisy, batch.sigma).float()

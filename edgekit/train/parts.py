@@ -79,9 +79,12 @@ def train_parts(
     model = beginning(recipe.model, recipe.train.seed, weights=recipe.weights, **shape)
     tutor = None if recipe.teacher is None else models.load(recipe.teacher)
     source = images(recipe.data, model, recipe.train, max(part.crop for part in parts))
+    # With a weight of 0 a part learns without the teacher; if all do, none of them may have it, and `check` says so.
+    taught = [bool(part.teacher_weight) for part in parts]
+    taught = taught if any(taught) else [True] * len(parts)
     for number, part in enumerate(parts, 1):
         try:
-            check(model, source, part, tutor)
+            check(model, source, part, tutor if taught[number - 1] else None)
             check_devices(part)
         except EdgekitError as error:
             raise type(error)(f"part {number}: {error}") from error
@@ -99,7 +102,7 @@ def train_parts(
                 part,
                 place,
                 weights=done[-1].path if done else recipe.weights,
-                teacher=recipe.teacher,
+                teacher=recipe.teacher if taught[number - 1] else None,
                 resume=resume,
                 progress=_shifted(progress, sum(each.steps for each in parts[: number - 1]), total, number, len(parts)),
                 on_start=partial(_begin, folder, place, written),

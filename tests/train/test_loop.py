@@ -242,17 +242,10 @@ def test_a_teacher_is_imitated(tiny_model: Tiny, leaves: ImageSource, quick: Qui
     assert taught < 0.8 * untaught
 
 
-def test_a_part_without_imitation_does_not_ask_the_teacher(
-    tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path
-) -> None:
-    teacher = tiny_model(seed=5)
-    asked: list[object] = []
-    teacher.register_forward_hook(lambda *call: asked.append(call))
-    alone = fit(tiny_model(), leaves, quick(), tmp_path / "alone")
-    for weight, times in ((0.0, 0), (0.5, quick().steps)):
-        taught = fit(tiny_model(), leaves, quick(teacher_weight=weight), tmp_path / f"{weight}", teacher=teacher)
-        assert len(asked) == times
-        assert torch.equal(taught.tail.weight, alone.tail.weight) == (weight == 0)
+def test_a_teacher_that_would_not_be_used(tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"teacher_weight is 0: the teacher .* would not be used; raise it, or"):
+        fit(tiny_model(), leaves, quick(teacher_weight=0.0), tmp_path / "run", teacher=tiny_model(seed=5))
+    assert not (tmp_path / "run").exists()
 
 
 def test_tensorboard_files(tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path) -> None:

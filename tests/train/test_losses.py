@@ -50,6 +50,13 @@ def test_rmse_by_hand() -> None:
     torch.testing.assert_close(losses.rmse(output, target), torch.tensor([0.3, 0.4]), rtol=0, atol=3e-6)
 
 
+def test_rmse_of_an_image_that_is_right_has_a_gradient() -> None:
+    output = images().requires_grad_()
+    losses.rmse(output, output.detach().clone()).sum().backward()
+    assert output.grad is not None
+    assert torch.equal(output.grad, torch.zeros_like(output))
+
+
 def test_rmse_is_led_by_the_mean_and_as_much_by_faint_noise_as_by_strong() -> None:
     # Of the values that a pixel may have, one in four is far away: L1 stays with the three, RMSE goes to the mean.
     likely = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 2, 2)

@@ -281,6 +281,26 @@ def test_weights_teacher_channels_and_config_reach_the_parts(folder: Path, tmp_p
     assert not (tmp_path / "d").exists()
 
 
+def test_a_part_may_learn_without_the_teacher(folder: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    models.save(teacher, models.create("dsunet-n"), {"licence": "research only", "use": "non-commercial"})
+
+    def run(name: str, weights: list[float], *, taught: bool = True) -> Trained:
+        parts = [{**part, "teacher_weight": weight} for part, weight in zip(_PARTS, weights, strict=True)]
+        more = {"teacher": str(teacher)} if taught else {}
+        return train_parts(make(TrainRecipe, {**given(folder), "parts": parts, **more}), tmp_path / name)
+
+    alone, first, last = run("a", [0.5, 0.5], taught=False), run("b", [0.5, 0.0]), run("c", [0.0, 0.5])
+    firsts = {name: (tmp_path / name / "part-1" / "model.safetensors").read_bytes() for name in "abc"}
+    assert firsts["a"] == firsts["c"] != firsts["b"]
+    assert len({run.path.read_bytes() for run in (alone, first, last)}) == 3
+    # What a former part learned is in the weights still.
+    assert [checkpoints.metadata(run.path)["use"] for run in (alone, first, last)] == ["owner", *["non-commercial"] * 2]
+    with pytest.raises(RecipeError, match="part 1: teacher_weight is 0: the teacher dsunet would not be used"):
+        run("d", [0.0, 0.0])
+    assert not (tmp_path / "d").exists()
+
+
 @pytest.mark.parametrize("file", sorted(checkpoints.shipped().values()), ids=lambda file: file.stem)
 def test_committed_recipes_are_what_the_logs_hold(file: Path) -> None:
     recipe = load(TrainRecipe, file.with_suffix(".yaml"), {})
