@@ -73,7 +73,9 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
 
 def places(cls: type[BaseModel], name: str) -> list[str]:
     """The settings of a class that have one of that name in them."""
-    return [outer for outer in cls.model_fields if name in _node(cls, (outer,)).get("properties", {})]
+    schema = cls.model_json_schema()
+    settings: dict[str, Any] = schema.get("properties", {})
+    return [outer for outer, node in settings.items() if name in _resolve(node, schema).get("properties", {})]
 
 
 def _node(cls: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, Any]:

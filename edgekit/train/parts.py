@@ -79,9 +79,9 @@ def train_parts(
     model = beginning(recipe.model, recipe.train.seed, weights=recipe.weights, **shape)
     tutor = None if recipe.teacher is None else models.load(recipe.teacher)
     source = images(recipe.data, model, recipe.train, max(part.crop for part in parts))
-    # With a weight of 0 a part learns without the teacher; if all do, none of them may have it, and `check` says so.
-    taught = [bool(part.teacher_weight) for part in parts]
-    taught = taught if any(taught) else [True] * len(parts)
+    # With a weight of 0 a part learns without the teacher; where all have it, `check` says that nobody would use one.
+    idle = not any(part.teacher_weight for part in parts)
+    taught = [idle or part.teacher_weight > 0 for part in parts]
     for number, part in enumerate(parts, 1):
         try:
             check(model, source, part, tutor if taught[number - 1] else None)
