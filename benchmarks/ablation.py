@@ -134,7 +134,8 @@ class Laboratory:
 
 # From nothing more is to be learned.
 _LARGE: dict[str, Any] = {"cache_batches": 256, "times": 3}
-_NEAREST: dict[str, Any] = {"steps": 0, "rounding": "nearest"}
+_SQUARES: dict[str, Any] = {"steps": 0, "range_fit": "least-squares"}
+_NEAREST: dict[str, Any] = {**_SQUARES, "rounding": "nearest"}
 _EXTREMES = {**_NEAREST, "range_fit": "extremes", "bias_correction": False}
 ROWS = (
     Row("from nothing", "clean images alone", lambda lab: lab.trained(lab.small(), None, **_ALONE, **_LARGE)),
@@ -165,7 +166,7 @@ ROWS = (
     Row("integers", "calibration, extremes", lambda lab: lab.integers(**_EXTREMES)),
     Row("integers", "+ least squared error", lambda lab: lab.integers(**_NEAREST, bias_correction=False)),
     Row("integers", "+ bias correction", lambda lab: lab.integers(**_NEAREST)),
-    Row("integers", "+ weights of a layer rounded together", lambda lab: lab.integers(steps=0)),
+    Row("integers", "+ weights of a layer rounded together", lambda lab: lab.integers(**_SQUARES)),
     Row(
         "integers",
         "QAT to the clean image",

@@ -108,7 +108,7 @@ def _write(
         tile=tile,
         sigma=SIGMA,
         # Calibration as default tools do it: the row that edgekit's own stages are held against.
-        quantization=QuantizeSettings(rounding="nearest"),
+        quantization=QuantizeSettings(rounding="nearest", range_fit="least-squares"),
     )
     images = open_stage_data(recipe, model.channels)
     program, records = None, ()

@@ -267,8 +267,9 @@ class QuantizeSettings(Settings):
     # 0 is calibration alone (post-training quantization).
     steps: Annotated[int, Field(ge=0)] = 300
     calibration_batches: PositiveInt = 8
-    # Where ranges begin: of least squared error over a sample of each tensor, or at its extremes, as most tools do.
-    range_fit: Literal["least-squares", "extremes"] = "least-squares"
+    # Where ranges begin: of least squared error over a sample of each tensor, of least error image by image, or at its
+    # extremes, as most tools do. auto: least-squares; without steps the first two are tried and the better one is kept.
+    range_fit: Literal["auto", "least-squares", "per-image", "extremes"] = "auto"
     # Draw channels that set the range of a tensor alone into that of the others, where it is measured to help.
     equalisation: bool = True
     # Layers that stay in float from the start, by module path, beside those that `max_drop` leaves so. A layer between

@@ -13,6 +13,9 @@ from edgekit.compress.pt2e import FakeQuantizeBase
 # and the second, the third and the fourth, ...; or any two.
 Pairs: TypeAlias = tuple[tuple[int, ...], ...] | Literal["any"]
 
+# How a range is drawn in from the extremes: to the least squared error over all values seen, or image by image.
+Fit: TypeAlias = Literal["least-squares", "per-image"]
+
 # Ranges of no width would divide by zero.
 _TINY = 1e-8
 # Values that are kept of each tensor that is observed, to fit its range to.
@@ -20,6 +23,9 @@ _SAMPLE = 8192
 # Shares of the observed bounds that are tried as bounds.
 _SHARES = 24
 _LEAST_SHARE = 0.08
+# Image by image, the mean is of this power of the squared errors: one image that reaches five times as far as all
+# others then cannot pay with their steps for its own.
+_POWER = 0.25
 # XNNPACK refuses a scale far from all others. A channel of weights counts as at least this share of the largest.
 _LEAST_CHANNEL = 2.0**-16
 
@@ -27,10 +33,10 @@ _LEAST_CHANNEL = 2.0**-16
 class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
     """Activation quantizer, int8 per tensor, with learned bounds (LSQ+, Bhalgat et al. 2020, arXiv:2004.09576).
 
-    First it observes: the bounds follow the smallest and largest value seen. `learn()` draws them in to where rounding
-    and clipping together cost the least squared error, and makes them parameters, in units of their width so that one
-    learning rate serves all layers; gradients come from torch's learnable fake-quantization kernel. With `fixed` bounds
-    it neither observes nor learns.
+    First it observes: the bounds follow the smallest and largest value seen. `fit()` draws them in to where rounding
+    and clipping together cost least, as often as asked; `learn()` makes them parameters, in units of their width so
+    that one learning rate serves all layers; gradients come from torch's learnable fake-quantization kernel. With
+    `fixed` bounds it neither observes nor learns.
 
     Args:
         symmetric: zero point 0.
@@ -48,52 +54,72 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         self.symmetric = symmetric
         self.observing = not self.fixed
         self.register_buffer("width", torch.ones(()))
+        # A sample of each batch's values, and the number of the image that each is of.
         self._seen: list[Tensor] = []
+        self._images: list[Tensor] = []
+        self._extremes: tuple[Tensor, Tensor] | None = None
         start = fixed or (float("inf"), float("-inf"))
         self.lower = nn.Parameter(torch.tensor(start[0]), requires_grad=False)
         self.upper = nn.Parameter(torch.tensor(start[1]), requires_grad=False)
 
-    def learn(self, *, fit: bool = True) -> None:
+    def learn(self, fit: Fit | None = "least-squares") -> None:
         """Stop observing; fit the bounds to what was seen, or leave them at its extremes, and make them parameters."""
-        if self.fixed or not self.observing:
+        if self.fixed or self.lower.requires_grad:
             return
-        self.observing = False
-        seen = torch.cat(self._seen) if self._seen else None
+        self.fit(fit)
         self._seen.clear()
-        self.begin(self.lower.detach(), self.upper.detach(), seen if fit else None)
+        self._images.clear()
         self.lower.requires_grad_()
         self.upper.requires_grad_()
 
-    def begin(self, lower: Tensor, upper: Tensor, seen: Tensor | None = None) -> None:
+    def fit(self, fit: Fit | None) -> None:
+        """Stop observing; fit the bounds to what was seen. It may be done again, until they `learn()`."""
+        if self.fixed:
+            return
+        if self.observing:
+            self.observing = False
+            self._extremes = self.lower.detach().clone(), self.upper.detach().clone()
+        seen = torch.cat(self._seen) if self._seen and fit else None
+        images = torch.cat(self._images) if seen is not None and fit == "per-image" else None
+        assert self._extremes is not None
+        self.begin(*self._extremes, seen, images)
+
+    def begin(self, lower: Tensor, upper: Tensor, seen: Tensor | None = None, images: Tensor | None = None) -> None:
         """Set the bounds, and with them the unit that they are learned in.
 
         Args:
             lower, upper: extremes of the tensor, scalars; bounds hold 0 whatever these are.
             seen: values of it, of any shape, to draw the bounds in to; None leaves them at the extremes.
+            images: the number of the image that each of them is of, for a fit image by image.
         """
         lower, upper = lower.clamp(max=0), upper.clamp(min=0)
         if upper - lower < _TINY:
             # A tensor that is all zeros, behind dead channels: any range holds it, so one like the image's.
             upper = torch.ones_like(upper)
         elif seen is not None:
-            lower, upper = self._fit(seen, lower, upper)
+            lower, upper = self._fit(seen, lower, upper, images)
         self.width.copy_(upper - lower)
         self.lower.data.copy_(lower / self.width)
         self.upper.data.copy_(upper / self.width)
 
-    def _fit(self, seen: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        """The bounds, shares of those given, that leave the least squared error: both alike first, then each alone.
+    def _fit(self, seen: Tensor, lower: Tensor, upper: Tensor, images: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The bounds, shares of those given, that leave the least error: both alike first, then each alone.
 
         Few values reach the ends of a range, and a step as coarse as they need costs all others more than cutting them.
         """
         shares = torch.linspace(1, _LEAST_SHARE, _SHARES).tolist()
+        values = None if images is None else torch.bincount(images)
 
         def error(low: float, high: float) -> float:
             ends = lower * low, upper * high
             if self.symmetric:
                 ends = -torch.maximum(ends[1], -ends[0]), torch.maximum(ends[1], -ends[0])
             scale = (ends[1] - ends[0]) / (self.quant_max - self.quant_min)
-            return float(((seen.clamp(*ends) / scale).round() * scale - seen).square().mean())
+            squared = ((seen.clamp(*ends) / scale).round() * scale - seen).square()
+            if images is None or values is None:
+                return float(squared.mean())
+            means = torch.zeros(len(values), dtype=squared.dtype).index_add_(0, images, squared) / values.clamp(min=1)
+            return float(means.pow(_POWER).mean())
 
         both = min(shares, key=lambda share: error(share, share))
         if self.symmetric:
@@ -123,7 +149,10 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
                 self.lower.copy_(torch.minimum(self.lower, x.detach().min()))
                 self.upper.copy_(torch.maximum(self.upper, x.detach().max()))
                 at = torch.randint(x.numel(), (_SAMPLE,), generator=torch.Generator().manual_seed(len(self._seen)))
-                self._seen.append(x.detach().flatten()[at] if x.numel() > _SAMPLE else x.detach().flatten())
+                at = at if x.numel() > _SAMPLE else torch.arange(x.numel())
+                before = int(self._images[-1].max()) + 1 if self._images else 0
+                self._seen.append(x.detach().flatten()[at])
+                self._images.append(before + at // max(1, x.numel() // (x.shape[0] if x.dim() else 1)))
             if not self.fake_quant_enabled[0]:
                 return x
         elif not self.fake_quant_enabled[0]:

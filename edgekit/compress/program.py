@@ -95,6 +95,8 @@ class QuantizedProgram:
         self.module: GraphModule = prepare_qat_pt2e(export(model), SchemeQuantizer(scheme, sigma_range))
         # Lowest and highest noise level in 0..1 that ranges were observed at; None before that.
         self.observed: tuple[float, float] | None = None
+        # How its ranges were fitted to what was observed, see `fit_ranges`.
+        self.range_fit = ""
         # What the roundings of a layer's weights were found to add to its output, by the weights' quantizer.
         self._shifts: dict[ChannelWeights, tuple[str, Tensor]] = {}
 

@@ -16,6 +16,7 @@ from edgekit.compress.evaluate import Tiles, evaluate
 from edgekit.compress.lessons import fingerprint
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.qat import learn
+from edgekit.compress.ranges import fit_ranges
 from edgekit.compress.record import SIGMAS, Size, StageRecord
 from edgekit.compress.rounding import round_together
 from edgekit.compress.scheme import Scheme
@@ -84,7 +85,11 @@ def quantize(
         db_before=before,
         db_after=after,
         seconds=time.perf_counter() - began,
-        details={"db_calibrated": {f"{s:g}": db for s, db in calibrated.items()}, "steps": settings.steps}
+        details={
+            "db_calibrated": {f"{s:g}": db for s, db in calibrated.items()},
+            "steps": settings.steps,
+            "range_fit": program.range_fit,
+        }
         | ({"equalised": equalised} if equalised else {})
         | ({"rounded": rounded} if rounded else {}),
     )
@@ -107,10 +112,10 @@ def observe(program: QuantizedProgram, observed: Sequence[Batch], settings: Quan
                 f"quantize: activations span {bounds.lower.item():g} to {bounds.upper.item():g} in calibration: "
                 "expected finite values; look for NaN in the weights or images"
             )
-        bounds.learn(fit=settings.range_fit == "least-squares")
+    fit_ranges(program, observed, settings)
     equalised = {}
     if settings.equalisation:
-        equalised = equalise(program, observed, fit=settings.range_fit == "least-squares")
+        equalised = equalise(program, observed, fit=settings.range_fit != "extremes")
     if settings.bias_correction:
         correct_biases(program, observed)
     return equalised

@@ -51,6 +51,6 @@ def test_every_row_names_settings_that_exist() -> None:
     QuantizeSettings(**ablation._EXTREMES)
     # What the table calls the default is the default.
     assert PruneSettings().criterion == "taylor"
-    assert QuantizeSettings().range_fit == "least-squares"
+    assert QuantizeSettings().range_fit == "auto"
     assert QuantizeSettings().bias_correction
     assert QuantizeSettings().rounding == "together"

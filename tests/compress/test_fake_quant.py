@@ -53,8 +53,36 @@ def test_a_range_is_fitted_to_the_many_not_to_the_few(symmetric: bool) -> None:
 def test_extremes_as_bounds_where_no_fit_is_asked_for() -> None:
     quantizer = LearnedRange()
     quantizer(torch.cat([torch.randn(8000, generator=torch.Generator().manual_seed(0)), torch.tensor([60.0, -20.0])]))
-    quantizer.learn(fit=False)
+    quantizer.learn(None)
     assert float(quantizer.calculate_qparams()[0]) == pytest.approx(80 / 255)
+
+
+def test_one_image_that_reaches_far_does_not_set_the_range_of_all_image_by_image() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(24, 1, 30, 30, generator=generator)
+    # By least squared error what cutting these would cost outweighs all others' rounding.
+    images[5, 0, :2, :2] = 40
+    uppers = {}
+    for fit in ("least-squares", "per-image"):
+        quantizer = LearnedRange()
+        for batch in images.split(8):
+            quantizer(batch)
+        quantizer.fit("least-squares")
+        # A fit may be followed by another: the bounds are those of the last.
+        quantizer.fit(fit)  # type: ignore[arg-type]
+        quantizer.learn(fit)  # type: ignore[arg-type]
+        uppers[fit] = float(quantizer.upper.detach() * quantizer.width)
+        assert quantizer.upper.requires_grad
+    assert uppers["least-squares"] > 2 * uppers["per-image"]
+    assert uppers["per-image"] < 6
+
+
+def test_image_by_image_counts_the_images_of_every_batch_apart() -> None:
+    quantizer = LearnedRange()
+    quantizer(torch.rand(2, 3, 4, 4))
+    quantizer(torch.rand(3, 1, 4, 4))
+    quantizer(torch.tensor(0.5))
+    assert torch.bincount(torch.cat(quantizer._images)).tolist() == [48, 48, 16, 16, 16, 1]
 
 
 def test_a_range_without_tails_stays_as_it_is() -> None:

@@ -12,13 +12,16 @@ from torch import nn
 from toys import random_model
 
 from edgekit.batch import Batch
+from edgekit.compress import ranges
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.qat import _loss, rates
 from edgekit.compress.quantize import observe, quantize
 from edgekit.compress.scheme import Scheme
+from edgekit.compress.share import share
 from edgekit.errors import TrainingError
 from edgekit.models import DenoiserModel, create, load
-from edgekit.recipe import QuantizeSettings
+from edgekit.recipe import QuantizeSettings, Recipe
+from edgekit.stage_data import open_stage_data
 
 RANGE = (0.0, 55 / 255)
 SCHEME = Scheme("tflite")
@@ -334,3 +337,47 @@ def test_what_the_defaults_replaced_can_be_asked_for() -> None:
     assert not torch.equal(biases["default"], biases["uncorrected"])
     sigma = torch.cat([batch.sigma for batch in observed])
     assert made["default"].observed == (float(sigma.min()), float(sigma.max()))
+
+
+@pytest.mark.parametrize("bias_correction", [True, False])
+def test_without_training_the_fit_that_loses_least_is_kept(bias_correction: bool) -> None:
+    # Among these batches are crops of clutter under faint noise, which make the last block reach five times as far.
+    model, data = load("dsunet-s").eval(), open_stage_data(Recipe(target="tflite", model="dsunet-s", seed=2), 3)
+    observed = [data.batches(step) for step in range(8)]
+    lost, programs = {}, {}
+    for fit in ("least-squares", "per-image", "auto"):
+        programs[fit] = program = QuantizedProgram(model, SCHEME, RANGE)
+        settings = QuantizeSettings(steps=0, range_fit=fit, equalisation=False, bias_correction=bias_correction)
+        observe(program, observed, settings)
+        with torch.no_grad():
+            shares = [share(program(b.noisy, b.sigma), model(b.noisy, b.sigma), b.clean) for b in observed]
+        lost[fit] = 10 * float(torch.log10(1 + torch.cat(shares)).mean())
+    assert programs["auto"].range_fit == "per-image"
+    assert [float(b.width) for b in programs["auto"].ranges] == [float(b.width) for b in programs["per-image"].ranges]
+    assert lost["auto"] == lost["per-image"]
+    assert lost["per-image"] < 0.5 * lost["least-squares"]
+
+
+def test_a_fit_that_was_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "_lost", None)
+    for fit in ("least-squares", "per-image", "extremes"):
+        program = QuantizedProgram(tiny(), SCHEME, RANGE)
+        observe(program, [batches(0)], QuantizeSettings(steps=0, range_fit=fit))
+        assert program.range_fit == fit
+        assert all(bounds.fixed or bounds.lower.requires_grad for bounds in program.ranges)
+
+
+def test_least_squares_where_it_loses_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "_lost", lambda program, observed, fit, correct: float(fit == "per-image"))
+    made = {}
+    for fit in ("auto", "least-squares"):
+        made[fit] = QuantizedProgram(tiny(), SCHEME, RANGE)
+        observe(made[fit], [batches(0)], QuantizeSettings(steps=0, range_fit=fit))
+    assert made["auto"].range_fit == "least-squares"
+    assert [float(b.width) for b in made["auto"].ranges] == [float(b.width) for b in made["least-squares"].ranges]
+
+
+def test_where_training_follows_ranges_begin_by_least_squares() -> None:
+    program = QuantizedProgram(tiny(), SCHEME, RANGE)
+    observe(program, [batches(0)], QuantizeSettings(steps=5))
+    assert program.range_fit == "least-squares"

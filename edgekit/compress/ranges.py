@@ -1,0 +1,60 @@
+"""Where the ranges of a program's tensors begin.
+
+Least squared error over all that was seen is all that QAT needs. But it is at the mercy of single images: a crop of
+clutter under faint noise makes the last block of dsunet-s reach several times as far as any other image does, and where
+calibration sees one, the steps of its tensors become as many times as coarse for all. Fitted image by image they are
+not; but published FFDNet loses by that. So where no training follows, both are tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from edgekit.compress.batches import Batch
+from edgekit.compress.bias_correction import correct_biases
+from edgekit.compress.fake_quant import Fit
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.share import share
+from edgekit.recipe import QuantizeSettings
+
+_TRIED: tuple[Fit, ...] = ("least-squares", "per-image")
+
+
+def fit_ranges(program: QuantizedProgram, observed: Sequence[Batch], settings: QuantizeSettings) -> None:
+    """Fit the ranges of a program that has observed, and make them parameters; `program.range_fit` says how.
+
+    Args:
+        observed: the noisy batches that it saw, with the clean images.
+        settings: of them `range_fit`, `steps` and `bias_correction` count.
+    """
+    chosen = _best(program, observed, settings) if settings.range_fit == "auto" else settings.range_fit
+    for bounds in program.ranges:
+        bounds.learn(None if chosen == "extremes" else chosen)
+    program.range_fit = chosen
+
+
+def _best(program: QuantizedProgram, observed: Sequence[Batch], settings: QuantizeSettings) -> Fit:
+    if settings.steps:
+        return "least-squares"
+    lost = {fit: _lost(program, observed, fit, correct=settings.bias_correction) for fit in _TRIED}
+    return min(_TRIED, key=lambda fit: lost[fit])
+
+
+def _lost(program: QuantizedProgram, observed: Sequence[Batch], fit: Fit, *, correct: bool) -> float:
+    """What the integers lose with such ranges on the observed images, the mean of 10 log10(1 + share) in dB."""
+    for bounds in program.ranges:
+        bounds.fit(fit)
+    if correct:
+        correct_biases(program, observed)
+    lost = []
+    with torch.no_grad():
+        for batch in observed:
+            output = program(batch.noisy, batch.sigma)
+            with program.in_float():
+                taught = program(batch.noisy, batch.sigma)
+            lost.append(10 * torch.log10(1 + share(output, taught, batch.clean)))
+    if correct:
+        program.shift_back()
+    return float(torch.cat(lost).mean())
