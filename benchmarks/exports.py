@@ -107,7 +107,8 @@ def _write(
         steps=0,
         tile=tile,
         sigma=SIGMA,
-        # Calibration as default tools do it: the row that edgekit's own stages are held against.
+        # Simple calibration, the row that edgekit's own stages are held against: each weight to the nearest as default
+        # tools do, one fit of the ranges.
         quantization=QuantizeSettings(rounding="nearest", range_fit="least-squares"),
     )
     images = open_stage_data(recipe, model.channels)

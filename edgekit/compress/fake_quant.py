@@ -58,23 +58,27 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         self._seen: list[Tensor] = []
         self._images: list[Tensor] = []
         self._extremes: tuple[Tensor, Tensor] | None = None
+        self._learned = self.fixed
         start = fixed or (float("inf"), float("-inf"))
         self.lower = nn.Parameter(torch.tensor(start[0]), requires_grad=False)
         self.upper = nn.Parameter(torch.tensor(start[1]), requires_grad=False)
 
     def learn(self, fit: Fit | None = "least-squares") -> None:
         """Stop observing; fit the bounds to what was seen, or leave them at its extremes, and make them parameters."""
-        if self.fixed or self.lower.requires_grad:
+        if self._learned:
             return
         self.fit(fit)
+        self._learned = True
         self._seen.clear()
         self._images.clear()
         self.lower.requires_grad_()
         self.upper.requires_grad_()
 
     def fit(self, fit: Fit | None) -> None:
-        """Stop observing; fit the bounds to what was seen. It may be done again, until they `learn()`."""
-        if self.fixed:
+        """Stop observing; fit the bounds to what was seen. It may be done again until they `learn()`; then it does
+        nothing.
+        """
+        if self._learned:
             return
         if self.observing:
             self.observing = False
@@ -118,7 +122,7 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
             squared = ((seen.clamp(*ends) / scale).round() * scale - seen).square()
             if images is None or values is None:
                 return float(squared.mean())
-            means = torch.zeros(len(values), dtype=squared.dtype).index_add_(0, images, squared) / values.clamp(min=1)
+            means = squared.new_zeros(len(values)).index_add_(0, images, squared) / values.clamp(min=1)
             return float(means.pow(_POWER).mean())
 
         both = min(shares, key=lambda share: error(share, share))
@@ -149,7 +153,8 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
                 self.lower.copy_(torch.minimum(self.lower, x.detach().min()))
                 self.upper.copy_(torch.maximum(self.upper, x.detach().max()))
                 at = torch.randint(x.numel(), (_SAMPLE,), generator=torch.Generator().manual_seed(len(self._seen)))
-                at = at if x.numel() > _SAMPLE else torch.arange(x.numel())
+                at = (at if x.numel() > _SAMPLE else torch.arange(x.numel())).to(x.device)
+                # Where a network folds something else into the batch, each of its parts counts as an image.
                 before = int(self._images[-1].max()) + 1 if self._images else 0
                 self._seen.append(x.detach().flatten()[at])
                 self._images.append(before + at // max(1, x.numel() // (x.shape[0] if x.dim() else 1)))

@@ -68,18 +68,19 @@ def quantize(
         rounded = round_together(program, teacher, observed, progress or silent)
         after = evaluate(program, tiles, sigmas) if rounded else calibrated
     if settings.steps:
-        run = fingerprint(
-            observed, model, scheme={**asdict(scheme), "wide": sorted(scheme.wide)}, **settings.model_dump()
-        )
+        # What `auto` came to, so that asking for it is the same run.
+        given = settings.model_dump() | {"range_fit": program.range_fit}
+        run = fingerprint(observed, model, scheme={**asdict(scheme), "wide": sorted(scheme.wide)}, **given)
         learn(program, teacher, settings, batches, progress or silent, Checkpoint(checkpoint, run))
         after = evaluate(program, tiles, sigmas)
     size = Size(model.macs_per_pixel(), model.parameter_count())
     how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"
     how += ", weights of a layer rounded together" if rounded else ""
+    fitted = ", ranges fitted image by image" if program.range_fit == "per-image" else ""
     even = f", channels of {len(equalised)} tensors equalised" if equalised else ""
     record = StageRecord(
         stage="quantize",
-        what=f"int8 for {scheme.name}, {settings.calibration_batches} batches observed{even}, {how}",
+        what=f"int8 for {scheme.name}, {settings.calibration_batches} batches observed{fitted}{even}, {how}",
         before=size,
         after=size,
         db_before=before,

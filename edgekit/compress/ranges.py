@@ -3,7 +3,8 @@
 Least squared error over all that was seen is all that QAT needs. But it is at the mercy of single images: a crop of
 clutter under faint noise makes the last block of dsunet-s reach several times as far as any other image does, and where
 calibration sees one, the steps of its tensors become as many times as coarse for all. Fitted image by image they are
-not; but published FFDNet loses by that. So where no training follows, both are tried.
+not; but published FFDNet loses by that. So where no training follows, both are tried. A tensor whose channels are
+equalised afterwards is fitted by least squares, either way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from edgekit.compress.batches import Batch
 from edgekit.compress.bias_correction import correct_biases
@@ -38,23 +40,31 @@ def fit_ranges(program: QuantizedProgram, observed: Sequence[Batch], settings: Q
 def _best(program: QuantizedProgram, observed: Sequence[Batch], settings: QuantizeSettings) -> Fit:
     if settings.steps:
         return "least-squares"
-    lost = {fit: _lost(program, observed, fit, correct=settings.bias_correction) for fit in _TRIED}
+    for bounds in program.ranges:
+        # Or it would observe once more.
+        bounds.fit("least-squares")
+    with program.in_float(), torch.no_grad():
+        taught = [program(batch.noisy, batch.sigma) for batch in observed]
+    lost = {fit: _lost(program, observed, taught, fit, correct=settings.bias_correction) for fit in _TRIED}
     return min(_TRIED, key=lambda fit: lost[fit])
 
 
-def _lost(program: QuantizedProgram, observed: Sequence[Batch], fit: Fit, *, correct: bool) -> float:
+def _lost(
+    program: QuantizedProgram, observed: Sequence[Batch], taught: Sequence[Tensor], fit: Fit, *, correct: bool
+) -> float:
     """What the integers lose with such ranges on the observed images, the mean of 10 log10(1 + share) in dB."""
     for bounds in program.ranges:
         bounds.fit(fit)
+    before = {name: value.detach().clone() for name, value in program.module.named_parameters()}
     if correct:
         correct_biases(program, observed)
-    lost = []
     with torch.no_grad():
-        for batch in observed:
-            output = program(batch.noisy, batch.sigma)
-            with program.in_float():
-                taught = program(batch.noisy, batch.sigma)
-            lost.append(10 * torch.log10(1 + share(output, taught, batch.clean)))
-    if correct:
+        shares = [
+            share(program(batch.noisy, batch.sigma), output, batch.clean)
+            for batch, output in zip(observed, taught, strict=True)
+        ]
         program.shift_back()
-    return float(torch.cat(lost).mean())
+        # What was taken off and added again need not be what it was, to the last bit.
+        for name, value in program.module.named_parameters():
+            value.copy_(before[name])
+    return float(10 * torch.log10(1 + torch.cat(shares)).mean())

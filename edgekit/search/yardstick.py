@@ -115,7 +115,7 @@ class Yardstick:
         program, _ = quantize(
             model,
             self._target.scheme(),
-            QuantizeSettings(steps=0, calibration_batches=1),
+            QuantizeSettings(steps=0, calibration_batches=1, range_fit="least-squares"),
             lambda step: batch,
             np.zeros((1, side, side, model.channels), np.uint8),
             sigma_range=(0.0, 55 / 255),

@@ -49,7 +49,7 @@ def test_every_row_names_settings_that_exist() -> None:
     DistillSettings(**ablation._OWN_FEATURES)
     DistillSettings(**ablation._ALONE)
     QuantizeSettings(**ablation._EXTREMES)
-    # What the table calls the default is the default.
+    # What the table calls the default is the default, but for the ranges: its rows are of one fit, see _SQUARES.
     assert PruneSettings().criterion == "taylor"
     assert QuantizeSettings().range_fit == "auto"
     assert QuantizeSettings().bias_correction

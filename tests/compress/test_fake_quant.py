@@ -77,6 +77,26 @@ def test_one_image_that_reaches_far_does_not_set_the_range_of_all_image_by_image
     assert uppers["per-image"] < 6
 
 
+def test_a_sample_of_a_large_tensor_knows_its_images() -> None:
+    quantizer = LearnedRange()
+    for first in (0, 3):
+        quantizer(torch.arange(first, first + 3).view(3, 1, 1, 1).expand(3, 4, 32, 32).float())
+    values = torch.cat(quantizer._seen)
+    assert len(values) == 2 * 8192
+    assert torch.equal(values, torch.cat(quantizer._images).float())
+
+
+def test_what_was_learned_is_not_fitted_again() -> None:
+    quantizer = observed(*torch.linspace(-1, 2, 4000).tolist())
+    with torch.no_grad():
+        quantizer.upper.mul_(0.5)
+    quantizer.requires_grad_(False)
+    before = float(quantizer.upper)
+    quantizer.fit("per-image")
+    quantizer.learn()
+    assert float(quantizer.upper) == before
+
+
 def test_image_by_image_counts_the_images_of_every_batch_apart() -> None:
     quantizer = LearnedRange()
     quantizer(torch.rand(2, 3, 4, 4))

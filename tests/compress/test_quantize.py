@@ -18,7 +18,7 @@ from edgekit.compress.qat import _loss, rates
 from edgekit.compress.quantize import observe, quantize
 from edgekit.compress.scheme import Scheme
 from edgekit.compress.share import share
-from edgekit.errors import TrainingError
+from edgekit.errors import CheckpointError, TrainingError
 from edgekit.models import DenoiserModel, create, load
 from edgekit.recipe import QuantizeSettings, Recipe
 from edgekit.stage_data import open_stage_data
@@ -339,15 +339,15 @@ def test_what_the_defaults_replaced_can_be_asked_for() -> None:
     assert made["default"].observed == (float(sigma.min()), float(sigma.max()))
 
 
-@pytest.mark.parametrize("bias_correction", [True, False])
-def test_without_training_the_fit_that_loses_least_is_kept(bias_correction: bool) -> None:
+@pytest.mark.parametrize(("bias_correction", "equalisation"), [(True, True), (False, False)])
+def test_without_training_the_fit_that_loses_least_is_kept(bias_correction: bool, equalisation: bool) -> None:
     # Among these batches are crops of clutter under faint noise, which make the last block reach five times as far.
     model, data = load("dsunet-s").eval(), open_stage_data(Recipe(target="tflite", model="dsunet-s", seed=2), 3)
     observed = [data.batches(step) for step in range(8)]
     lost, programs = {}, {}
     for fit in ("least-squares", "per-image", "auto"):
         programs[fit] = program = QuantizedProgram(model, SCHEME, RANGE)
-        settings = QuantizeSettings(steps=0, range_fit=fit, equalisation=False, bias_correction=bias_correction)
+        settings = QuantizeSettings(steps=0, range_fit=fit, equalisation=equalisation, bias_correction=bias_correction)
         observe(program, observed, settings)
         with torch.no_grad():
             shares = [share(program(b.noisy, b.sigma), model(b.noisy, b.sigma), b.clean) for b in observed]
@@ -368,7 +368,7 @@ def test_a_fit_that_was_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_least_squares_where_it_loses_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranges, "_lost", lambda program, observed, fit, correct: float(fit == "per-image"))
+    monkeypatch.setattr(ranges, "_lost", lambda program, observed, taught, fit, correct: float(fit == "per-image"))
     made = {}
     for fit in ("auto", "least-squares"):
         made[fit] = QuantizedProgram(tiny(), SCHEME, RANGE)
@@ -377,7 +377,25 @@ def test_least_squares_where_it_loses_less(monkeypatch: pytest.MonkeyPatch) -> N
     assert [float(b.width) for b in made["auto"].ranges] == [float(b.width) for b in made["least-squares"].ranges]
 
 
-def test_where_training_follows_ranges_begin_by_least_squares() -> None:
+def test_where_training_follows_ranges_begin_by_least_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranges, "_lost", lambda program, observed, taught, fit, correct: float(fit != "per-image"))
     program = QuantizedProgram(tiny(), SCHEME, RANGE)
     observe(program, [batches(0)], QuantizeSettings(steps=5))
     assert program.range_fit == "least-squares"
+
+
+def test_auto_and_what_it_means_are_one_run(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "qat.pt"
+    run(tiny(), 4, checkpoint)
+    # Not refused as that of another run: with steps both are the same.
+    run(tiny(), 4, checkpoint, range_fit="least-squares")
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(tiny(), 4, checkpoint, range_fit="extremes")
+
+
+def test_the_record_says_how_ranges_were_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, record = run(tiny(), 0, range_fit="per-image")
+    assert record.details["range_fit"] == "per-image"
+    assert "ranges fitted image by image" in record.what
+    _, record = run(tiny(), 0, range_fit="least-squares")
+    assert "image by image" not in record.what
