@@ -42,7 +42,7 @@ def _best(program: QuantizedProgram, observed: Sequence[Batch], settings: Quanti
         return "least-squares"
     for bounds in program.ranges:
         # Or it would observe once more.
-        bounds.fit("least-squares")
+        bounds.fit(None)
     with program.in_float(), torch.no_grad():
         taught = [program(batch.noisy, batch.sigma) for batch in observed]
     lost = {fit: _lost(program, observed, taught, fit, correct=settings.bias_correction) for fit in _TRIED}

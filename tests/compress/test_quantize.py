@@ -393,7 +393,7 @@ def test_auto_and_what_it_means_are_one_run(tmp_path: Path) -> None:
         run(tiny(), 4, checkpoint, range_fit="extremes")
 
 
-def test_the_record_says_how_ranges_were_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_record_says_how_ranges_were_fitted() -> None:
     _, record = run(tiny(), 0, range_fit="per-image")
     assert record.details["range_fit"] == "per-image"
     assert "ranges fitted image by image" in record.what
