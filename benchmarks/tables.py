@@ -39,6 +39,7 @@ FILES = {
     ROOT / "docs" / "runtime.md": ("real",),
     ROOT / "docs" / "compression.md": ("ablation",),
     ROOT / "docs" / "models.md": ("zoo", "exports"),
+    ROOT / "docs" / "targets.md": ("speed", "large"),
     **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in (*_SHIPPED, CAMERA)},
 }
 _BLOCK = re.compile(r"(?P<begin><!-- generated:(?P<name>[\w-]+) -->\n).*?(?P<end><!-- /generated:(?P=name) -->)", re.S)
@@ -244,6 +245,52 @@ def latency(folder: Path) -> str:
     return f"{_markdown(columns, lines)}\n\n{_measured(found, how)}"
 
 
+def speed(folder: Path) -> str:
+    """One thread: what INT8 gains in each engine, and how long FFDNet takes there."""
+    lines, found = [], {}
+    for engine, name in (("LiteRT", "latency.json"), ("OpenVINO", "latency-openvino.json")):
+        found = results.load(folder / name)
+        ms = {
+            (row["model"], row["figure"]): row["ms_per_megapixel"]
+            for row in found["rows"]
+            if (row["through"], row["threads"]) == ("engine", 1)
+        }
+        fp32, int8, peer = ms[STUDENT, "fp32"], ms[STUDENT, "int8"], ms["ffdnet-color", "calibrated"]
+        gain, longer = f"{_ratio(fp32 / int8)} times", f"{peer:.0f}: {_ratio(peer / int8)} times as long"
+        lines.append([engine, f"{fp32:.0f}", f"{int8:.0f}", gain, longer])
+    columns = ["", "FP32", "INT8", "INT8 is faster", "FFDNet INT8 in the same engine"]
+    machine = found["machine"]
+    how = (
+        f"{STUDENT} compressed, milliseconds per megapixel of useful pixels, one thread, the engine on one tile; "
+        f"{machine['processor']}, {machine['cores']} cores. An engine's figures are of one run in turns; the two "
+        "engines had a run each, so compare along the lines. `python -m benchmarks.latency`, and with `--target "
+        "openvino`."
+    )
+    return f"{_markdown(columns, lines)}\n\n{how}"
+
+
+def large(folder: Path) -> str:
+    """A photo of many tiles: its time, what the runtime adds to the engine's, and memory."""
+    found = results.load(folder / "large.json")
+    lines = [
+        [
+            row["library"].split(" (")[0],
+            f"{row['image_ms'] / 1e3:.2f}",
+            f"{row['over_halo']:.1%}",
+            f"{row['memory'] / 1e6:.0f}",
+        ]
+        for row in found["rows"]
+    ]
+    height, width = found["settings"]["image"]
+    columns = ["", "seconds", "above the engine", "MB above the loaded model"]
+    how = (
+        f"A photo of {width}x{height}, {STUDENT} compressed, INT8, {found['settings']['threads']} thread; *above the "
+        "engine*: than the engine takes for the photo's pixels and their halos; the photo and its result are in the "
+        f"MB. {found['machine']['processor']}. `python -m benchmarks.large --rounds {found['settings']['rounds']}`."
+    )
+    return f"{_markdown(columns, lines)}\n\n{how}"
+
+
 def _ratio(times: float | None) -> str:
     return "" if times is None else f"{times:.2f}" if times < 10 else f"{times:.0f}"
 
@@ -403,6 +450,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "ssim": similarity,
     "published": as_published,
     "latency": latency,
+    "speed": speed,
+    "large": large,
     "picture": picture,
     "int8": integers,
     "ablation": means,

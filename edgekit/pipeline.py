@@ -618,7 +618,11 @@ def _export(
     written[WEIGHTS] = files / WEIGHTS
     use = manifest.licences["use"]
     parts = [licences.Terms(words, use) for role, words in manifest.licences.items() if role != "use"]
-    terms = {"licence": licences.combine(*parts).licence, "use": use, "edgekit": __version__}
+    # Names alone: a bundle goes to others, whom the maker's folders do not concern.
+    began = ", ".join(Path(name).name for name in _terms(recipe)["weights"][1].trained_on.split(", "))
+    # Of weights that do not say what they were trained on, the images here would be told as if they were all.
+    terms = licences.header(parts, (began, Path(run.images.source.name).name) if began else ())
+    terms = {name: value for name, value in terms.items() if value}
     terms |= noise_header.write(recipe.noise, run.known)
     checkpoints.save(written[WEIGHTS], compressed, terms)
     run.progress(stage, 3, 3, f"{len(written)} files")

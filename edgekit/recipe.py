@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -56,6 +57,16 @@ def _parse_range(value: object) -> object:
 
 
 SigmaRange = Annotated[tuple[EightBit, EightBit], BeforeValidator(_parse_range)]
+
+
+def _parse_devices(value: object) -> object:
+    """What Fabric takes: a number, all, or some by their indices; a number may come as text, from the command line."""
+    text = str(value).strip()
+    if re.fullmatch(r"-?\d+", text):
+        value = int(text)
+    if value == "auto" or value == -1 or (isinstance(value, int) and value > 0) or re.fullmatch(r"\d+(,\d+)+", text):
+        return value
+    raise ValueError("expected a number above 0, -1 or auto for all that there are, or the indices of some: 0,2")
 
 
 class Settings(BaseModel):
@@ -194,7 +205,7 @@ class TrainSettings(Settings):
     teacher_weight: Probability = 0.5
     # Passed on to Lightning Fabric. `batch` is per device.
     accelerator: str = "auto"
-    devices: int | str = 1
+    devices: Annotated[int | str, BeforeValidator(_parse_devices)] = 1
     num_nodes: PositiveInt = 1
     strategy: str = "auto"
     # Seconds that a process waits for the others, which wait while the first one validates; then the run ends.
@@ -434,6 +445,19 @@ class TrainRecipe(Settings):
                         f"part {number} has {name} {own}: images and processes are the same for all parts; "
                         "give it under train"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _sigma_is_read(self) -> TrainRecipe:
+        # Compression and search take it for the range that they judge; a run draws from it where the noise is Gaussian.
+        for settings in (self.train, *self.parts):
+            noise = settings.noise
+            if noise.model != "gaussian" and noise.sigma != NoiseSettings.model_fields["sigma"].default:
+                low, high = noise.sigma
+                raise ValueError(
+                    f"sigma {low:g} to {high:g} means nothing to training on {noise.model} noise, only on gaussian: "
+                    "leave it out"
+                )
         return self
 
     def content(self) -> dict[str, Any]:

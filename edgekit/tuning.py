@@ -18,7 +18,7 @@ from edgekit import models, noise_header, pipeline
 from edgekit.bundle import reader, writer
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, Tiles, noisy_tiles
-from edgekit.errors import BundleError, OutputExistsError, RecipeError
+from edgekit.errors import BundleError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, licences
 from edgekit.models.checkpoints import write_atomically
 from edgekit.models.licences import Terms
@@ -35,12 +35,12 @@ from edgekit.train.loop import fit
 from edgekit.train.processes import first
 from edgekit.train.replay import Mixed, Replay
 from edgekit.train.sampling import Sampler
-from edgekit.train.state import FILE, weights_digest
+from edgekit.train.state import FILE, WEIGHTS, weights_digest
 from edgekit.train.validation import evaluate, validation_levels
 
 _log = logging.getLogger(__name__)
 
-WEIGHTS, RECIPE, TABLE = "model.safetensors", "recipe.yaml", "finetune.json"
+RECIPE, TABLE = "recipe.yaml", "finetune.json"
 # Batches that are looked at for the levels of a noise.
 _LOOKS = 16
 _OURS = (FILE, WEIGHTS, RECIPE, TABLE, LOG)
@@ -76,13 +76,16 @@ class Tuned:
 
 @dataclass(frozen=True)
 class _Start:
-    """What is tuned: a model, its name and terms, the noises that it knows, and the recipe of the bundle it is from."""
+    """What is tuned: a model, its name and terms, and the noises that it knows; of a bundle, its recipe and whether its
+    verdict was FAIL.
+    """
 
     model: DenoiserModel
     name: str
     terms: Terms
     noises: tuple[NoiseSettings, ...]
     recipe: Recipe | None = None
+    failed: bool = False
 
     @property
     def drawn(self) -> tuple[NoiseSettings, ...]:
@@ -114,6 +117,12 @@ def finetune(
         raise.
     """
     start = _start(recipe)
+    if start.failed:
+        _log.warning(
+            "%s failed its verdict (`edgekit check` says why): the reference of the new one is the tuned network in "
+            "FP32, so that it says nothing of what was lost before",
+            recipe.model,
+        )
     folder = _default_folder(start, recipe) if out is None else out
     if (own := _source(recipe)) is not None and own.resolve().parent == folder.resolve():
         raise RecipeError(f"{own} lies in {folder}, where the new run would replace it: name another folder (--out)")
@@ -230,6 +239,9 @@ def _start(recipe: FinetuneRecipe) -> _Start:
     """The model to tune, from a bundle, or by name; names come first."""
     source = Path(recipe.model)
     named = recipe.model in models.names() or recipe.model in checkpoints.shipped()
+    if not (named or source.exists() or source.suffix):
+        known = ["a bundle (.edgekit, .zip)", "a weight file", *models.names(), *checkpoints.shipped()]
+        raise UnknownNameError.unknown("bundle or model", recipe.model, set(known))
     if named or not (source.exists() or source.suffix in (".edgekit", ".zip")):
         name = recipe.weights or recipe.model
         if recipe.weights is None and recipe.model in models.names() and recipe.model not in checkpoints.shipped():
@@ -259,7 +271,8 @@ def _start(recipe: FinetuneRecipe) -> _Start:
         model, terms = checkpoints.load(weights), licences.of_weights(weights)
         fields = {name: value for name, value in manifest.recipe.items() if name in Recipe.model_fields}
         made = make(Recipe, fields, str(source))
-        return _Start(model, manifest.name, terms, _replayed(recipe, source, weights, made), made)
+        noises = _replayed(recipe, source, weights, made)
+        return _Start(model, manifest.name, terms, noises, made, failed=not recorded(bundle).passed)
 
 
 def _replayed(

@@ -566,9 +566,12 @@ def test_models_lists_every_model_with_its_cost(edgekit: Terminal) -> None:
     first, second = said.out.split("Weights that ship")
     rows = {line.split()[0]: line for line in first.splitlines() if line.strip()}
     assert set(names()) <= set(rows)
+    assert "dsunet-s-free" not in rows
+    assert ("RGB, blind" in rows["edsr-s"], "and all" in rows["nafnet-width8"]) == (True, True)
     # No name is broken over two lines, and every licence is told.
     terms = {line.split()[0]: line for line in second.splitlines() if line.strip()}
     assert {"dsunet-s", "dsunet-s-free"} <= set(terms)
+    assert terms["dsunet-s-free"].split()[1] == "dsunet-s"
     assert "non-commercial" in terms["dsunet-s"]
     assert " any " in terms["dsunet-s-free"]
     assert f"{create('dsunet-n').parameter_count():,}" in rows["dsunet-n"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ pytest.importorskip("litert_torch")
 from edgekit import models, noise_header, pipeline
 from edgekit.bundle import reader, writer
 from edgekit.cli.outcome import run
-from edgekit.errors import BundleError, EdgekitError, LicenceError, OutputExistsError, RecipeError
+from edgekit.errors import BundleError, EdgekitError, LicenceError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints
 from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings, make
 from edgekit.runtime.check import check
@@ -287,13 +288,15 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
     assert "- made for noise: salt-and-pepper and gaussian, sigma" in card
     # And again.
     assert pipeline.WEIGHTS in tuned.bundle.manifest.files
-    # Both files of weights know the noise that they learned last.
+    # Both files of weights know the noise that they learned last, and what the old bundle was trained on.
+    trained_on = ("leaves, old, new", f"leaves, old, {place / 'new'}, {place / 'old'}")
     for path in (tuned.path, tuned.bundle.path(pipeline.WEIGHTS)):
         known = noise_header.read(path)
         assert known is not None
         assert (known.model, known.density) == ("salt-and-pepper", (0.03, 0.03))
         all_known = noise_header.known(path) or ()
         assert [(n.model, n.sigma[1]) for n in all_known] == [("salt-and-pepper", 55), ("gaussian", 25)]
+        assert checkpoints.metadata(path)["trained_on"] == trained_on[path == tuned.path]
     # The same line given again finds all done, and leaves it.
     before = {path: path.stat().st_mtime_ns for path in tuned.bundle.folder.iterdir()}
     told: list[Verdict] = []
@@ -319,6 +322,22 @@ def test_a_bundle_that_is_in_the_way_is_found_before_training(place: Path, bundl
     assert [path.name for path in tmp_path.iterdir()] == ["dsunet-n-tflite.edgekit"]
 
 
+def test_a_bundle_that_failed_is_tuned_with_a_word(
+    place: Path, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with reader.read(bundle) as old:
+        names = [pipeline.WEIGHTS, *(name for v in old.manifest.variants for name in v.files)]
+        files = {name: old.path(name) for name in names}
+        golden = old.golden()
+        writer.write(tmp_path / "bad.edgekit", old.manifest, files, replace(golden, host=255 - golden.host))
+    (tmp_path / "run" / "dsunet-n-tflite.edgekit").mkdir(parents=True)
+    for source, failed in ((bundle, False), (tmp_path / "bad.edgekit", True)):
+        given = {"model": str(source), "data": place / "new", "train": {**QUICK, "steps": 1}}
+        with pytest.raises(OutputExistsError):
+            finetune(make(FinetuneRecipe, given), out=tmp_path / "run")
+        assert (f"{source} failed its verdict" in caplog.text) == failed
+
+
 def test_flags_that_would_do_nothing_are_refused(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,6 +351,14 @@ def test_flags_that_would_do_nothing_are_refused(
     ):
         assert run(["finetune", "dsunet-n", *words]) == 2
         assert expected in capsys.readouterr().err
+
+
+def test_an_unknown_name_may_have_been_meant_for_a_bundle_or_a_model(tmp_path: Path) -> None:
+    for name, hint in (("nothere", ""), ("dsunet-r", "did you mean 'dsunet-")):
+        recipe = make(FinetuneRecipe, {"model": name, "data": tmp_path})
+        told = rf"unknown bundle or model '{name}': expected one of a bundle \(.edgekit, .zip\), .*, unet.*{hint}"
+        with pytest.raises(UnknownNameError, match=told):
+            finetune(recipe, out=tmp_path / "run")
 
 
 def test_a_bundle_without_weights_says_what_to_do(bundle: Path, tmp_path: Path) -> None:

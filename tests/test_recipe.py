@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,28 @@ def test_wrong_setting_is_one_line(settings: dict[str, Any], message: str) -> No
     with pytest.raises(RecipeError) as caught:
         load_recipe(**target, **settings)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train": {"devices": 0}}, "train.devices is 0: expected a number above 0, -1 or auto for all"),
+        ({"train": {"devices": "some"}}, "train.devices is 'some': expected a number above 0, -1 or auto for all"),
+        (
+            {"train": {"noise": {"model": "camera", "sigma": [0, 5]}}},
+            "sigma 0 to 5 means nothing to training on camera noise, only on gaussian: leave it out",
+        ),
+        ({"parts": [{"noise": {"model": "jpeg", "sigma": 9}}]}, "sigma 9 to 9 means nothing to training on jpeg noise"),
+    ],
+)
+def test_training_that_would_not_do_what_was_asked(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(told)):
+        make(TrainRecipe, {"model": "dsunet-n", **changes})
+
+
+def test_devices_are_what_fabric_takes() -> None:
+    for given, expected in (("2", 2), ("-1", -1), ("auto", "auto"), ("0,2", "0,2"), (1, 1)):
+        assert make(TrainRecipe, {"model": "dsunet-n", "train": {"devices": given}}).train.devices == expected
 
 
 def test_unknown_setting_lists_the_known_and_the_nearest() -> None:

@@ -14,27 +14,27 @@ def models() -> None:
         from edgekit import models as known
         from edgekit.models.licences import of_weights
 
-        shipped = known.shipped()
         rows, weights = [], []
-        for name in sorted({*known.names(), *shipped}):
-            model = known.create(name) if name in known.names() else known.load(name)
-            terms = of_weights(name) if name in shipped else None
+        for name in known.names():
+            model = known.create(name)
             rows.append(
                 [
                     name,
                     f"{model.macs_per_pixel() / 1e3:.1f}",
                     f"{model.parameter_count():,}",
-                    str(model.halo),
+                    f"{model.halo}{' and all' if model.pools_globally else ''}",
                     str(model.stride),
-                    {1: "gray", 3: "RGB", 4: "Bayer"}[model.channels],
+                    {1: "gray", 3: "RGB", 4: "Bayer"}[model.channels] + (", blind" if model.blind else ""),
                 ]
             )
-            if terms is not None:
-                weights.append([name, terms.use, terms.trained_on, terms.licence])
+        for name in sorted(known.shipped()):
+            terms = of_weights(name)
+            weights.append([name, known.checkpoints.preset(name), terms.use, terms.trained_on, terms.licence])
     screen = show.console()
     columns = ["model", "kMAC/px", "parameters", "halo px", "stride", "images"]
     screen.print(show.table(columns, rows, right="kMAC/px,parameters,halo px,stride"))
-    screen.print(show.table(["weights", "their use", "trained on", "licence"], weights, title="Weights that ship"))
+    columns = ["weights", "of the model", "their use", "trained on", "licence"]
+    screen.print(show.table(columns, weights, title="Weights that ship"))
 
 
 def doctor() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -47,7 +48,8 @@ def create(name: str, **overrides: Any) -> DenoiserModel:
     Args:
         name: one of `names()`, e.g. "dsunet-s".
         overrides: constructor arguments that replace the preset's, e.g. channels=1.
-    Raises: UnknownNameError; RecipeError: an override the architecture does not take.
+    Raises: UnknownNameError: of the model or of an override. RecipeError: an override's value the architecture does not
+        take.
     """
     _discover()
     if name not in _PRESETS:
@@ -65,7 +67,24 @@ def build(arch: str, config: Mapping[str, Any]) -> DenoiserModel:
 
 
 def _build(cls: type[DenoiserModel], config: Mapping[str, Any]) -> DenoiserModel:
+    known = _arguments(cls)
+    for name in config:
+        if name not in known:
+            raise UnknownNameError.unknown(f"argument of {cls.arch}", name, known)
     try:
         return cls(**config)
     except TypeError as error:
         raise RecipeError(f"{cls.arch} cannot be built from {dict(config)}: {error}") from error
+
+
+def _arguments(cls: type[DenoiserModel]) -> list[str]:
+    """The names of an architecture's arguments; a constructor with **config passes them on to the class above."""
+    found: list[str] = []
+    for each in cls.__mro__:
+        if "__init__" not in vars(each):
+            continue
+        _, *own = inspect.signature(vars(each)["__init__"]).parameters.values()
+        found += [argument.name for argument in own if argument.kind is not argument.VAR_KEYWORD]
+        if not any(argument.kind is argument.VAR_KEYWORD for argument in own):
+            break
+    return found

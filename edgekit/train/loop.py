@@ -174,7 +174,8 @@ def _chosen(settings: TrainSettings) -> tuple[Fabric, TrainSettings]:
         reason = " ".join(str(error).split())
         raise RecipeError(
             f"accelerator {settings.accelerator!r}, devices {settings.devices!r}, strategy {settings.strategy!r} and "
-            f"precision {settings.precision!r} do not work here: {reason}"
+            f"precision {settings.precision!r} do not work here ({reason}): accelerator cpu with devices 1, "
+            "strategy auto and precision auto does anywhere"
         ) from error
     if isinstance(fabric.strategy, DDPStrategy):
         # Its constructor takes this, too, but then which kind of DDP "auto" means would have to be decided here.

@@ -24,6 +24,11 @@ _PAIRS = torch.tensor([[0, 1], [0, 2], [1, 0], [1, 3], [2, 0], [2, 3], [3, 1], [
 
 def check(source: ImageSource, settings: TrainSettings, stride: int, *, teacher: bool) -> None:
     """Refuse what does not go with training on noisy images alone. Raises: RecipeError."""
+    if source.name == "built-in":
+        raise RecipeError(
+            "self_supervised is neighbor2neighbor, but the built-in images are clean, which teach better: name a "
+            "folder of noisy images (--data), or leave --self-supervised out"
+        )
     if source.paired:
         raise RecipeError(
             "self_supervised is neighbor2neighbor, but the data are pairs with clean images, which teach better: leave "

@@ -23,7 +23,6 @@ from edgekit.train.processes import first, together
 from edgekit.train.run import (
     PARTS,
     RECIPE,
-    WEIGHTS,
     Trained,
     beginning,
     check_licences,
@@ -34,7 +33,7 @@ from edgekit.train.run import (
     refuse_another_run,
     train,
 )
-from edgekit.train.state import check_same
+from edgekit.train.state import WEIGHTS, check_same
 
 
 def train_parts(

@@ -22,9 +22,8 @@ from edgekit.train.images import ImageSource, open_images
 from edgekit.train.journal import LOG, read_log
 from edgekit.train.loop import Progress, check, fit
 from edgekit.train.processes import as_launched, first
-from edgekit.train.state import FILE, weights_digest
+from edgekit.train.state import FILE, WEIGHTS, weights_digest
 
-WEIGHTS = "model.safetensors"
 RECIPE = "recipe.yaml"
 OURS = (FILE, WEIGHTS, RECIPE, LOG)
 # Folders of a run in parts, which `parts` trains.

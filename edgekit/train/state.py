@@ -15,6 +15,7 @@ from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
 
 FILE = "last.ckpt"
+WEIGHTS = "model.safetensors"
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
@@ -31,18 +32,27 @@ def load_state(folder: Path, run: Mapping[str, str]) -> dict[str, Any] | None:
     Args:
         run: what defines the run, by name; it is compared with what the checkpoint was saved with.
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or gone from a run that has ended.
         RecipeError: it belongs to a run with other settings.
     """
     path = folder / FILE
+    anew = "start over (--force in place of --resume)"
+    ended = (folder / WEIGHTS).exists()
     if not path.exists():
+        if ended:
+            raise CheckpointError(
+                f"{folder} holds the weights of a run that has ended, but no {FILE} to go on from: go on from the "
+                f"weights in another folder (--weights {folder / WEIGHTS} --out OTHER), or {anew}"
+            )
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved: Mapping[str, str] = state["run"]
-    except Exception as error:  # torch raises whatever its zip reader and unpickler do
-        reason = str(error).split("\n", 1)[0]
-        raise CheckpointError(f"cannot read {path} ({reason}): delete it to start the run over") from error
+    except Exception as error:  # torch raises whatever its zip reader and unpickler do, with advice to unpickle
+        kept = f"go on from the weights of the ended run (--weights {folder / WEIGHTS} --out OTHER), or "
+        raise CheckpointError(
+            f"{path} cannot be read: it was cut short or altered; {kept if ended else ''}{anew}"
+        ) from error
     check_same(
         saved,
         run,

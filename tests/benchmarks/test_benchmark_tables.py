@@ -117,6 +117,29 @@ def test_latency_table(folder: Path) -> None:
     assert lines[3] == "| ffdnet-color, FP32 | 9.0 | 0.21 | 4010 |  | 44 |  |"
 
 
+def test_speed_and_large_tables(folder: Path) -> None:
+    found = results.load(folder / "latency.json")
+    size = {"through": "engine", "threads": 1}
+    for name, shift in (("latency", 0.0), ("latency-openvino", 10.0)):
+        timed = [
+            {"model": model, "figure": figure, "ms_per_megapixel": ms + shift, **size}
+            for model, figure, ms in (
+                (STUDENT, "fp32", 200.0), (STUDENT, "int8", 80.0), ("ffdnet-color", "calibrated", 1200.0)
+            )
+        ]  # fmt: skip
+        timed.append({**timed[0], "threads": 2, "ms_per_megapixel": 1.0})
+        results.save(folder / f"{name}.json", {**found, "rows": timed})
+    lines = tables.speed(folder).splitlines()
+    assert lines[2] == "| LiteRT | 200 | 80 | 2.50 times | 1200: 15 times as long |"
+    assert lines[3] == "| OpenVINO | 210 | 90 | 2.33 times | 1210: 13 times as long |"
+    row = {"library": "openvino 2026 (CPU, f32)", "image_ms": 940.0, "over_halo": 0.056, "memory": 117_000_000}
+    settings = {"rounds": 15, "threads": 1, "image": [3000, 4000]}
+    results.save(folder / "large.json", {"settings": settings, "machine": {"processor": "P"}, "rows": [row]})
+    lines = tables.large(folder).splitlines()
+    assert lines[2] == "| openvino 2026 | 0.94 | 5.6% | 117 |"
+    assert lines[-1].startswith("A photo of 4000x3000, ")
+
+
 def test_a_quick_look_says_so(folder: Path) -> None:
     found = results.load(folder / "quality.json")
     results.save(folder / "quality.json", {**found, "settings": {"limit": 2}})

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edgekit import models
-from edgekit.errors import RecipeError, ShapeError, UnknownNameError
+from edgekit.errors import ShapeError, UnknownNameError
 from edgekit.models.base import DenoiserModel
 from edgekit.models.blocks import GlobalAverage
 
@@ -216,5 +216,5 @@ def test_says_where_it_comes_from(name: str) -> None:
 def test_unknown_names_and_settings(name: str) -> None:
     with pytest.raises(UnknownNameError, match=f"unknown model '{name}x': expected one of .*did you mean '{name}'"):
         models.create(name + "x")
-    with pytest.raises(RecipeError, match="cannot be built from"):
-        models.create(name, depth=3)
+    with pytest.raises(UnknownNameError, match=r"unknown argument of [\w-]+ 'chanels': .*did you mean 'channels'"):
+        models.create(name, chanels=3)

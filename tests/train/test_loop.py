@@ -136,8 +136,27 @@ def test_a_damaged_checkpoint_is_named(tiny_model: Tiny, leaves: ImageSource, qu
     fit(tiny_model(), leaves, quick(steps=1), tmp_path)
     path = tmp_path / "last.ckpt"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match=r"cannot read .*last\.ckpt .*: delete it to start the run over"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read: .* \(--force in place of --resume\)$"):
         fit(tiny_model(), leaves, quick(steps=1), tmp_path)
+
+
+def test_the_weights_of_an_ended_run_are_not_trained_over(
+    tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path
+) -> None:
+    fit(tiny_model(), leaves, quick(steps=1), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"what the run ended in")
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+    kept = r"go on from .*weights .*\(--weights .*model.safetensors --out OTHER\), or start over"
+    with pytest.raises(CheckpointError, match=rf"last\.ckpt cannot be read: .*{kept}"):
+        fit(tiny_model(), leaves, quick(steps=1), tmp_path)
+    path.unlink()
+    log = (tmp_path / "log.jsonl").read_bytes()
+    with pytest.raises(CheckpointError, match=rf"run that has ended, but no last.ckpt to go on from: {kept}"):
+        fit(tiny_model(), leaves, quick(steps=1), tmp_path)
+    assert weights.read_bytes() == b"what the run ended in"
+    assert (tmp_path / "log.jsonl").read_bytes() == log
 
 
 @pytest.mark.parametrize("checkpointed", [True, False])

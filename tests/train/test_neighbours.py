@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,8 @@ def test_what_does_not_go_together(
         fit(tiny_model(), ImageSource("pairs", (pair,), (pair,)), settings, tmp_path / "a")
     with pytest.raises(RecipeError, match="with a teacher: choose one of them"):
         fit(tiny_model(), noisy_only, settings, tmp_path / "b", teacher=tiny_model())
+    with pytest.raises(RecipeError, match=r"built-in images are clean, .*: name a folder of noisy images \(--data\)"):
+        fit(tiny_model(), replace(noisy_only, name="built-in"), settings, tmp_path / "d")
     stride = tiny_model().stride
     odd = quick(self_supervised="neighbor2neighbor", patch=3 * stride)
     with pytest.raises(RecipeError, match=f"patch is {3 * stride}: .* must be a multiple of {2 * stride}"):
