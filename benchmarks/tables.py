@@ -247,7 +247,7 @@ def latency(folder: Path) -> str:
 
 def speed(folder: Path) -> str:
     """One thread: what INT8 gains in each engine, and how long FFDNet takes there."""
-    lines, found = [], {}
+    lines, where = [], {}
     for engine, name in (("LiteRT", "latency.json"), ("OpenVINO", "latency-openvino.json")):
         found = results.load(folder / name)
         ms = {
@@ -257,12 +257,14 @@ def speed(folder: Path) -> str:
         }
         fp32, int8, peer = ms[STUDENT, "fp32"], ms[STUDENT, "int8"], ms["ffdnet-color", "calibrated"]
         gain, longer = f"{_ratio(fp32 / int8)} times", f"{peer:.0f}: {_ratio(peer / int8)} times as long"
+        machine = found["machine"]
+        where[engine] = f"{machine['processor']}, {machine['cores']} cores"
         lines.append([engine, f"{fp32:.0f}", f"{int8:.0f}", gain, longer])
     columns = ["", "FP32", "INT8", "INT8 is faster", "FFDNet INT8 in the same engine"]
-    machine = found["machine"]
+    machines = "; ".join(f"{engine} on {place}" for engine, place in where.items())
     how = (
         f"{STUDENT} compressed, milliseconds per megapixel of useful pixels, one thread, the engine on one tile; "
-        f"{machine['processor']}, {machine['cores']} cores. An engine's figures are of one run in turns; the two "
+        f"{machines}. An engine's figures are of one run in turns; the two "
         "engines had a run each, so compare along the lines. `python -m benchmarks.latency`, and with `--target "
         "openvino`."
     )
@@ -286,7 +288,7 @@ def large(folder: Path) -> str:
     how = (
         f"A photo of {width}x{height}, {STUDENT} compressed, INT8, {found['settings']['threads']} thread; *above the "
         "engine*: than the engine takes for the photo's pixels and their halos; the photo and its result are in the "
-        f"MB. {found['machine']['processor']}. `python -m benchmarks.large --rounds {found['settings']['rounds']}`."
+        f"MB. On {found['machine']['processor']}. `python -m benchmarks.large --rounds {found['settings']['rounds']}`."
     )
     return f"{_markdown(columns, lines)}\n\n{how}"
 
@@ -317,7 +319,9 @@ def integers(folder: Path) -> str:
     places = list(dict.fromkeys((row["set"], row["sigma"]) for row in rows))
     places = sorted(places, key=lambda place: (place[0], place[1]))
     lines = []
-    for key in dict.fromkeys(map(way, rows)):
+    names, kinds = (list(dict.fromkeys(row[what] for row in rows)) for what in ("name", "target"))
+    order = [name for name in ("tflite", "openvino", "tensorrt") if name in kinds]
+    for key in sorted(dict.fromkeys(map(way, rows)), key=lambda key: (names.index(key[0]), order.index(key[1]))):
         mine = {(r["set"], r["sigma"]): r for r in rows if way(r) == key}
         share = next(iter(mine.values()))["int8_share"]
         alone = "calibration alone" if key[3] else "calibration alone, each weight to the nearest"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from edgekit.tuning import Tuned
 
     PathLike = str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
 
 
 def compress(
@@ -176,6 +179,8 @@ def train(
         }
         loaded = load(TrainRecipe, None if recipe is None else Path(recipe), overrides)
         loaded.check_given(chosen)
+        if unread := loaded.unread():
+            _log.warning("%s", unread)
         from edgekit.train import parts, run
 
         folder = Path("runs", loaded.model) if out is None else out

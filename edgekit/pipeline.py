@@ -618,10 +618,12 @@ def _export(
     written[WEIGHTS] = files / WEIGHTS
     use = manifest.licences["use"]
     parts = [licences.Terms(words, use) for role, words in manifest.licences.items() if role != "use"]
-    # Names alone: a bundle goes to others, whom the maker's folders do not concern.
-    began = ", ".join(Path(name).name for name in _terms(recipe)["weights"][1].trained_on.split(", "))
+    shown = [name for name in _terms(recipe)["weights"][1].trained_on.split(", ") if name]
     # Of weights that do not say what they were trained on, the images here would be told as if they were all.
-    terms = licences.header(parts, (began, Path(run.images.source.name).name) if began else ())
+    if shown and any(record.stage in ("prune", "distill") for record in records):
+        shown.append(run.images.source.name)
+    # A bundle goes to others: of the maker's folders the last two names, as many are called "train".
+    terms = licences.header(parts, ["/".join(Path(name).parts[-2:]) for name in shown])
     terms = {name: value for name, value in terms.items() if value}
     terms |= noise_header.write(recipe.noise, run.known)
     checkpoints.save(written[WEIGHTS], compressed, terms)

@@ -61,12 +61,13 @@ SigmaRange = Annotated[tuple[EightBit, EightBit], BeforeValidator(_parse_range)]
 
 def _parse_devices(value: object) -> object:
     """What Fabric takes: a number, all, or some by their indices; a number may come as text, from the command line."""
-    text = str(value).strip()
-    if re.fullmatch(r"-?\d+", text):
-        value = int(text)
-    if value == "auto" or value == -1 or (isinstance(value, int) and value > 0) or re.fullmatch(r"\d+(,\d+)+", text):
-        return value
-    raise ValueError("expected a number above 0, -1 or auto for all that there are, or the indices of some: 0,2")
+    text = "" if isinstance(value, bool) else str(value).strip()
+    if re.fullmatch(r"-1|0*[1-9]\d*", text):
+        return int(text)
+    # "3," is the one of that index.
+    if text == "auto" or re.fullmatch(r"\d+\s*,(\s*\d+\s*,)*(\s*\d+)?", text):
+        return text
+    raise ValueError("expected a number above 0, -1 or auto for all that there are, or indices with commas: 0,2 or 3,")
 
 
 class Settings(BaseModel):
@@ -141,6 +142,12 @@ class NoiseSettings(Settings):
                     f"{name} means nothing to {self.model} noise, only to {', '.join(models)}: leave it out"
                 )
         return self
+
+    @property
+    def draws_sigma(self) -> bool:
+        """Whether images draw from `sigma`; else it is no more than the range that compression and search judge by."""
+        # An unknown model is refused, by its name, where noise is drawn.
+        return self.model not in {name for names in _READ_BY.values() for name in names} - {"gaussian"}
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -447,19 +454,6 @@ class TrainRecipe(Settings):
                     )
         return self
 
-    @model_validator(mode="after")
-    def _sigma_is_read(self) -> TrainRecipe:
-        # Compression and search take it for the range that they judge; a run draws from it where the noise is Gaussian.
-        for settings in (self.train, *self.parts):
-            noise = settings.noise
-            if noise.model != "gaussian" and noise.sigma != NoiseSettings.model_fields["sigma"].default:
-                low, high = noise.sigma
-                raise ValueError(
-                    f"sigma {low:g} to {high:g} means nothing to training on {noise.model} noise, only on gaussian: "
-                    "leave it out"
-                )
-        return self
-
     def content(self) -> dict[str, Any]:
         """The recipe as a file holds it: of each part what is its own."""
         written = self.model_dump(mode="json", exclude={"license_clean", "images", "versions"})
@@ -468,7 +462,7 @@ class TrainRecipe(Settings):
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Refuse settings of `train`, given beside the recipe, that a part has its own of: which did the user mean?
 
-        Raises: RecipeError.
+        Raises: RecipeError; also for a range of sigma, where no run has Gaussian noise, which alone is drawn from it.
         """
         for number, part in enumerate(self.parts, 1):
             own, base = _leaves(part.model_dump(mode="json")), _leaves(self.train.model_dump(mode="json"))
@@ -483,6 +477,24 @@ class TrainRecipe(Settings):
                         f"{name} is {base.get(name)}, but part {number} of the recipe has its own, {own.get(name)}: "
                         "change it in the recipe, or leave it out here"
                     )
+        noises = self._noises()
+        if "noise.sigma" in _leaves(given) and not any(noise.draws_sigma for noise in noises):
+            raise RecipeError(
+                f"sigma means nothing to training on {noises[0].model} noise, only on gaussian: leave it out, or "
+                "change the noise's model"
+            )
+
+    def unread(self) -> str:
+        """What the recipe says of a noise that its model does not read, in a sentence; empty where it reads all."""
+        usual = NoiseSettings.model_fields["sigma"].default
+        for noise in self._noises():
+            if not noise.draws_sigma and noise.sigma != usual:
+                low, high = noise.sigma
+                return f"noise.sigma {low:g} to {high:g} is not read: {noise.model} noise is not drawn from it"
+        return ""
+
+    def _noises(self) -> list[NoiseSettings]:
+        return [settings.noise for settings in (self.parts or (self.train,))]
 
 
 # Settings of a training that a candidate's score does not depend on: the winner's alone, or given by the search.

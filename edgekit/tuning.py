@@ -43,6 +43,8 @@ _log = logging.getLogger(__name__)
 RECIPE, TABLE = "recipe.yaml", "finetune.json"
 # Batches that are looked at for the levels of a noise.
 _LOOKS = 16
+# What a file that is tuned ends in.
+_FILES = (".edgekit", ".zip", ".safetensors", ".pth", ".pt", ".ckpt")
 _OURS = (FILE, WEIGHTS, RECIPE, TABLE, LOG)
 
 
@@ -239,7 +241,7 @@ def _start(recipe: FinetuneRecipe) -> _Start:
     """The model to tune, from a bundle, or by name; names come first."""
     source = Path(recipe.model)
     named = recipe.model in models.names() or recipe.model in checkpoints.shipped()
-    if not (named or source.exists() or source.suffix):
+    if not (named or source.exists() or source.suffix in _FILES):
         known = ["a bundle (.edgekit, .zip)", "a weight file", *models.names(), *checkpoints.shipped()]
         raise UnknownNameError.unknown("bundle or model", recipe.model, set(known))
     if named or not (source.exists() or source.suffix in (".edgekit", ".zip")):

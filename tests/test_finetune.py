@@ -289,7 +289,8 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
     # And again.
     assert pipeline.WEIGHTS in tuned.bundle.manifest.files
     # Both files of weights know the noise that they learned last, and what the old bundle was trained on.
-    trained_on = ("leaves, old, new", f"leaves, old, {place / 'new'}, {place / 'old'}")
+    short = f"{place.name}/old"
+    trained_on = (f"leaves, {short}, {place.name}/new", f"leaves, {short}, {place / 'new'}, {place / 'old'}")
     for path in (tuned.path, tuned.bundle.path(pipeline.WEIGHTS)):
         known = noise_header.read(path)
         assert known is not None

@@ -68,7 +68,7 @@ def build(arch: str, config: Mapping[str, Any]) -> DenoiserModel:
 
 def _build(cls: type[DenoiserModel], config: Mapping[str, Any]) -> DenoiserModel:
     known = _arguments(cls)
-    for name in config:
+    for name in config if known else ():
         if name not in known:
             raise UnknownNameError.unknown(f"argument of {cls.arch}", name, known)
     try:
@@ -78,13 +78,16 @@ def _build(cls: type[DenoiserModel], config: Mapping[str, Any]) -> DenoiserModel
 
 
 def _arguments(cls: type[DenoiserModel]) -> list[str]:
-    """The names of an architecture's arguments; a constructor with **config passes them on to the class above."""
+    """The names of an architecture's arguments, those of the classes that **config is passed on to among them.
+
+    Empty where a class reads **config itself: nobody can tell.
+    """
     found: list[str] = []
-    for each in cls.__mro__:
+    for each in cls.__mro__[: cls.__mro__.index(DenoiserModel)]:
         if "__init__" not in vars(each):
             continue
         _, *own = inspect.signature(vars(each)["__init__"]).parameters.values()
-        found += [argument.name for argument in own if argument.kind is not argument.VAR_KEYWORD]
+        found += [a.name for a in own if a.kind not in (a.VAR_KEYWORD, a.VAR_POSITIONAL)]
         if not any(argument.kind is argument.VAR_KEYWORD for argument in own):
-            break
-    return found
+            return found
+    return []

@@ -171,7 +171,7 @@ def _chosen(settings: TrainSettings) -> tuple[Fabric, TrainSettings]:
             where["precision"] = settings.precision
             fabric = Fabric(**where)
     except (ValueError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise RecipeError(
             f"accelerator {settings.accelerator!r}, devices {settings.devices!r}, strategy {settings.strategy!r} and "
             f"precision {settings.precision!r} do not work here ({reason}): accelerator cpu with devices 1, "

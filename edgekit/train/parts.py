@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +34,9 @@ from edgekit.train.run import (
     refuse_another_run,
     train,
 )
-from edgekit.train.state import WEIGHTS, check_same
+from edgekit.train.state import FILE, WEIGHTS, check_same
+
+_log = logging.getLogger(__name__)
 
 
 def train_parts(
@@ -94,6 +97,13 @@ def train_parts(
     done: list[Trained] = []
     total = sum(part.steps for part in parts)
     for number, (part, place) in enumerate(zip(parts, folders, strict=True), 1):
+        if resume and any((later / FILE).exists() for later in folders[number:]) and _is_tidied(place):
+            # All that the next part needs; what it was trained on that one's checkpoint knows, too.
+            _log.warning("%s is gone: part %d is taken as it ended", place / FILE, number)
+            log = read_log(place / LOG)
+            weights = place / WEIGHTS
+            done.append(Trained(models.load(weights), weights, log[-1]["step"], log[-1]["seconds"], {}, first()))
+            continue
         done.append(
             train(
                 recipe.model,
@@ -123,6 +133,11 @@ def train_parts(
         steps=sum(each.steps for each in done),
         seconds=sum(each.seconds for each in done),
     )
+
+
+def _is_tidied(place: Path) -> bool:
+    """Whether a part has ended and somebody has deleted its checkpoint."""
+    return (place / WEIGHTS).exists() and bool(read_log(place / LOG)) and not (place / FILE).exists()
 
 
 def _begin(folder: Path, place: Path, recipe: bytes) -> None:

@@ -36,23 +36,20 @@ def load_state(folder: Path, run: Mapping[str, str]) -> dict[str, Any] | None:
         RecipeError: it belongs to a run with other settings.
     """
     path = folder / FILE
-    anew = "start over (--force in place of --resume)"
-    ended = (folder / WEIGHTS).exists()
+    weights = folder / WEIGHTS
+    ways = "begin another run with them in another folder (--out), or start over (--force in place of --resume)"
     if not path.exists():
-        if ended:
-            raise CheckpointError(
-                f"{folder} holds the weights of a run that has ended, but no {FILE} to go on from: go on from the "
-                f"weights in another folder (--weights {folder / WEIGHTS} --out OTHER), or {anew}"
-            )
+        if weights.exists():
+            raise CheckpointError(f"{weights} is what a run ended in, and there is no {FILE} to go on from: {ways}")
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         saved: Mapping[str, str] = state["run"]
     except Exception as error:  # torch raises whatever its zip reader and unpickler do, with advice to unpickle
-        kept = f"go on from the weights of the ended run (--weights {folder / WEIGHTS} --out OTHER), or "
-        raise CheckpointError(
-            f"{path} cannot be read: it was cut short or altered; {kept if ended else ''}{anew}"
-        ) from error
+        fix = f"{weights}, what the run ended in, is another file: {ways}"
+        if not weights.exists():
+            fix = "delete it, and --resume begins this run, or this part of one, anew"
+        raise CheckpointError(f"{path} cannot be read, it was cut short or altered: {fix}") from error
     check_same(
         saved,
         run,

@@ -132,6 +132,9 @@ def test_speed_and_large_tables(folder: Path) -> None:
     lines = tables.speed(folder).splitlines()
     assert lines[2] == "| LiteRT | 200 | 80 | 2.50 times | 1200: 15 times as long |"
     assert lines[3] == "| OpenVINO | 210 | 90 | 2.33 times | 1210: 13 times as long |"
+    other = results.load(folder / "latency-openvino.json")
+    results.save(folder / "latency-openvino.json", {**other, "machine": {"processor": "Q", "cores": 4}})
+    assert "; LiteRT on P, 2 cores; OpenVINO on Q, 4 cores. " in tables.speed(folder)
     row = {"library": "openvino 2026 (CPU, f32)", "image_ms": 940.0, "over_halo": 0.056, "memory": 117_000_000}
     settings = {"rounds": 15, "threads": 1, "image": [3000, 4000]}
     results.save(folder / "large.json", {"settings": settings, "machine": {"processor": "P"}, "rows": [row]})
@@ -159,7 +162,7 @@ def test_what_stands_between_markers_is_replaced_and_nothing_else(folder: Path) 
         ("none", DataError, "x.md lacks <!-- generated:picture -->"),
         ("<!-- generated:picture -->\n", DataError, "the marker of 'picture' has no partner"),
         ("<!-- generated:picture -->\n<!-- /generated:ssim -->", DataError, "in turns"),
-        ("<!-- generated:speed -->\n<!-- /generated:speed -->", UnknownNameError, "unknown table 'speed'"),
+        ("<!-- generated:speeds -->\n<!-- /generated:speeds -->", UnknownNameError, "unknown table 'speeds'"),
     ],
 )
 def test_markers_that_do_not_fit(folder: Path, text: str, error: type[Exception], message: str) -> None:

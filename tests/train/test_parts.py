@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from edgekit import api, models
-from edgekit.errors import LicenceError, OutputExistsError, RecipeError, UnknownNameError
+from edgekit.errors import CheckpointError, LicenceError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints
 from edgekit.recipe import NoiseSettings, TrainRecipe, TrainSettings, load, make
 from edgekit.train.dead_leaves import dead_leaves
@@ -120,6 +120,28 @@ def test_a_killed_run_goes_on_in_its_part(recipe: Path, tmp_path: Path, caplog: 
     assert told == [9, 10], "it was at step 8 (4 of the second part) when it last wrote a checkpoint"
     assert "part-1 was complete after 4 steps" in caplog.text
     assert resumed.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_a_part_that_ended_needs_no_checkpoint(recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = api.train(recipe=recipe, out=tmp_path / "whole")
+
+    def kill(done: int, total: int, text: str = "") -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.train(recipe=recipe, out=tmp_path / "run", progress=kill)
+    (tmp_path / "run" / "part-1" / "last.ckpt").unlink()
+    resumed = api.train(recipe=recipe, out=tmp_path / "run", resume=True)
+    assert "last.ckpt is gone: part 1 is taken as it ended" in caplog.text
+    assert (resumed.steps, resumed.path.read_bytes()) == (whole.steps, whole.path.read_bytes())
+    # A damaged one of the part that was interrupted costs that part alone.
+    (tmp_path / "run" / "model.safetensors").unlink()
+    (tmp_path / "run" / "part-2" / "model.safetensors").unlink()
+    checkpoint = tmp_path / "run" / "part-2" / "last.ckpt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"part-2/last.ckpt cannot be read, .*: delete it, and --resume begins"):
+        api.train(recipe=recipe, out=tmp_path / "run", resume=True)
 
 
 def test_an_existing_run_is_not_overwritten(recipe: Path, folder: Path, tmp_path: Path) -> None:

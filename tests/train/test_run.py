@@ -210,7 +210,11 @@ def test_two_processes_train_one_model(folder: Path, quick: Quick, tmp_path: Pat
 
 
 def test_short_forms_and_settings_are_merged(folder: Path, quick: Quick, tmp_path: Path) -> None:
-    settings = quick(steps=1).model_dump() | {"noise": {"model": "poisson-gaussian"}}
+    settings = quick(steps=1).model_dump() | {"noise": {"device_share": 0.5}}
     api.train("dsunet-n", data=folder, sigma="0:25", settings=settings, out=tmp_path / "run")
     noise = TrainRecipe.model_validate(yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())).train.noise
-    assert (noise.model, noise.sigma) == ("poisson-gaussian", (0.0, 25.0))
+    assert (noise.device_share, noise.sigma) == (0.5, (0.0, 25.0))
+    settings["noise"] = {"model": "poisson-gaussian"}
+    with pytest.raises(RecipeError, match="sigma means nothing to training on poisson-gaussian noise"):
+        api.train("dsunet-n", data=folder, sigma="0:25", settings=settings, out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
