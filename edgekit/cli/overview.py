@@ -34,7 +34,7 @@ def models() -> None:
     columns = ["model", "kMAC/px", "parameters", "halo px", "stride", "images"]
     screen.print(show.table(columns, rows, right="kMAC/px,parameters,halo px,stride"))
     screen.print(
-        Text("halo: pixels around each output pixel that it depends on; and all: on averages of the whole image, too")
+        Text("halo: pixels around each output pixel that it depends on; and all: on averages of the whole image, too\n")
     )
     columns = ["weights", "of the model", "their use", "trained on", "licence"]
     screen.print(show.table(columns, weights, title="Weights that ship"))
