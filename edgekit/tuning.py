@@ -119,7 +119,7 @@ def finetune(
         raise.
     """
     start = _start(recipe)
-    if start.failed:
+    if start.failed and first():
         _log.warning(
             "%s failed its verdict (`edgekit check` says why): the reference of the new one is the tuned network in "
             "FP32, so that it says nothing of what was lost before",
