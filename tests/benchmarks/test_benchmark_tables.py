@@ -166,7 +166,7 @@ def test_what_stands_between_markers_is_replaced_and_nothing_else(folder: Path) 
     ],
 )
 def test_markers_that_do_not_fit(folder: Path, text: str, error: type[Exception], message: str) -> None:
-    needed = ["speed"] if "speed" in text else ["picture"]
+    needed = ["speeds"] if "speeds" in text else ["picture"]
     with pytest.raises(error, match=message):
         tables.fill(text, needed, "x.md", folder)
 
