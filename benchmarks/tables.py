@@ -319,9 +319,9 @@ def integers(folder: Path) -> str:
     places = list(dict.fromkeys((row["set"], row["sigma"]) for row in rows))
     places = sorted(places, key=lambda place: (place[0], place[1]))
     lines = []
-    names, kinds = (list(dict.fromkeys(row[what] for row in rows)) for what in ("name", "target"))
-    order = [name for name in ("tflite", "openvino", "tensorrt") if name in kinds]
-    for key in sorted(dict.fromkeys(map(way, rows)), key=lambda key: (names.index(key[0]), order.index(key[1]))):
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    targets = ("tflite", "openvino", "tensorrt")
+    for key in sorted(dict.fromkeys(map(way, rows)), key=lambda key: (names.index(key[0]), targets.index(key[1]))):
         mine = {(r["set"], r["sigma"]): r for r in rows if way(r) == key}
         share = next(iter(mine.values()))["int8_share"]
         alone = "calibration alone" if key[3] else "calibration alone, each weight to the nearest"

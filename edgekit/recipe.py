@@ -88,6 +88,7 @@ _READ_BY = {
     "jpeg_share": ("camera",),
     "level": ("poisson-gaussian", "salt-and-pepper", "jpeg", "mixed", "camera"),
 }
+_NOISES = {"gaussian"}.union(*_READ_BY.values())
 
 
 class NoiseSettings(Settings):
@@ -133,8 +134,7 @@ class NoiseSettings(Settings):
     @model_validator(mode="after")
     def _read(self) -> NoiseSettings:
         # An unknown model is refused, by its name, where noise is drawn.
-        known = {"gaussian"}.union(*_READ_BY.values())
-        for name, models in _READ_BY.items() if self.model in known else ():
+        for name, models in _READ_BY.items() if self.model in _NOISES else ():
             # A setting at its default may come from a recipe that was written out whole.
             idle = getattr(self, name) == type(self).model_fields[name].default
             if self.model not in models and not idle:
@@ -147,7 +147,7 @@ class NoiseSettings(Settings):
     def draws_sigma(self) -> bool:
         """Whether images draw from `sigma`; else it is no more than the range that compression and search judge by."""
         # An unknown model is refused, by its name, where noise is drawn.
-        return self.model not in {name for names in _READ_BY.values() for name in names} - {"gaussian"}
+        return self.model == "gaussian" or self.model not in _NOISES
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -43,8 +43,7 @@ _log = logging.getLogger(__name__)
 RECIPE, TABLE = "recipe.yaml", "finetune.json"
 # Batches that are looked at for the levels of a noise.
 _LOOKS = 16
-# What a file that is tuned ends in.
-_FILES = (".edgekit", ".zip", ".safetensors", ".pth", ".pt", ".ckpt")
+_BUNDLES = (".edgekit", ".zip")
 _OURS = (FILE, WEIGHTS, RECIPE, TABLE, LOG)
 
 
@@ -241,10 +240,10 @@ def _start(recipe: FinetuneRecipe) -> _Start:
     """The model to tune, from a bundle, or by name; names come first."""
     source = Path(recipe.model)
     named = recipe.model in models.names() or recipe.model in checkpoints.shipped()
-    if not (named or source.exists() or source.suffix in _FILES):
+    if not (named or source.exists() or source.suffix in (*_BUNDLES, *checkpoints.SUFFIXES)):
         known = ["a bundle (.edgekit, .zip)", "a weight file", *models.names(), *checkpoints.shipped()]
         raise UnknownNameError.unknown("bundle or model", recipe.model, set(known))
-    if named or not (source.exists() or source.suffix in (".edgekit", ".zip")):
+    if named or not (source.exists() or source.suffix in _BUNDLES):
         name = recipe.weights or recipe.model
         if recipe.weights is None and recipe.model in models.names() and recipe.model not in checkpoints.shipped():
             raise RecipeError(f"{recipe.model} comes without weights: name the file to go on from, --weights FILE")

@@ -19,7 +19,7 @@ from edgekit.models.registry import build, create, names
 from edgekit.shortened import shortened
 
 _FOLDER = Path(__file__).parent / "weights"
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 # Where the training codes of this field put the weights in a file that also holds other things; the average first.
 _NESTED = ("ema", "params_ema", "shadow", "params", "state_dict", "model_state_dict", "model", "net")
 # What DataParallel, torch.compile and a module around the network put before every name.
@@ -166,14 +166,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _find(source: str | Path) -> Path:
     text = str(source)
     path = Path(source)
-    if path.suffix in _SUFFIXES or path.exists():
+    if path.suffix in SUFFIXES or path.exists():
         if not path.is_file():
             raise CheckpointError(f"weights {text!r}: no such file")
         return path
     files = shipped()
     if text not in files:
         # A name or a file, the user may have meant either.
-        raise UnknownNameError.unknown("weights", text, [*files, f"a file ending in {', '.join(_SUFFIXES)}"])
+        raise UnknownNameError.unknown("weights", text, [*files, f"a file ending in {', '.join(SUFFIXES)}"])
     return files[text]
 
 

@@ -97,12 +97,10 @@ def train_parts(
     done: list[Trained] = []
     total = sum(part.steps for part in parts)
     for number, (part, place) in enumerate(zip(parts, folders, strict=True), 1):
-        if resume and any((later / FILE).exists() for later in folders[number:]) and _is_tidied(place):
-            # All that the next part needs; what it was trained on that one's checkpoint knows, too.
+        begun = any((later / FILE).exists() for later in folders[number:])
+        if resume and begun and (ended := _tidied(place)) is not None:
             _log.warning("%s is gone: part %d is taken as it ended", place / FILE, number)
-            log = read_log(place / LOG)
-            weights = place / WEIGHTS
-            done.append(Trained(models.load(weights), weights, log[-1]["step"], log[-1]["seconds"], {}, first()))
+            done.append(ended)
             continue
         done.append(
             train(
@@ -135,9 +133,14 @@ def train_parts(
     )
 
 
-def _is_tidied(place: Path) -> bool:
-    """Whether a part has ended and somebody has deleted its checkpoint."""
-    return (place / WEIGHTS).exists() and bool(read_log(place / LOG)) and not (place / FILE).exists()
+def _tidied(place: Path) -> Trained | None:
+    """What a part ended in whose checkpoint somebody has deleted: all that the next part needs, whose checkpoint knows
+    what it began with. None where there is a checkpoint, or no end.
+    """
+    weights, log = place / WEIGHTS, read_log(place / LOG)
+    if (place / FILE).exists() or not weights.exists() or not log:
+        return None
+    return Trained(models.load(weights), weights, log[-1]["step"], log[-1]["seconds"], {}, first())
 
 
 def _begin(folder: Path, place: Path, recipe: bytes) -> None:

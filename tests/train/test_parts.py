@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from killing import Killed, kill_at
 
 from edgekit import api, models
 from edgekit.errors import CheckpointError, LicenceError, OutputExistsError, RecipeError, UnknownNameError
@@ -124,13 +125,8 @@ def test_a_killed_run_goes_on_in_its_part(recipe: Path, tmp_path: Path, caplog: 
 
 def test_a_part_that_ended_needs_no_checkpoint(recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = api.train(recipe=recipe, out=tmp_path / "whole")
-
-    def kill(done: int, total: int, text: str = "") -> None:
-        if done == 9:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        api.train(recipe=recipe, out=tmp_path / "run", progress=kill)
+    with pytest.raises(Killed):
+        api.train(recipe=recipe, out=tmp_path / "run", progress=kill_at(9))
     (tmp_path / "run" / "part-1" / "last.ckpt").unlink()
     resumed = api.train(recipe=recipe, out=tmp_path / "run", resume=True)
     assert "last.ckpt is gone: part 1 is taken as it ended" in caplog.text
