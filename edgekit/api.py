@@ -128,6 +128,7 @@ def train(
     channels: int | None = None,
     data: PathLike | None = None,
     weights: PathLike | None = None,
+    grow: bool | None = None,
     teacher: PathLike | None = None,
     license_clean: bool | None = None,
     sigma: tuple[float, float] | str | None = None,
@@ -149,6 +150,7 @@ def train(
         channels: 1 (gray) or 3 (RGB); the model's own.
         data: folder of clean images, or of pairs (`noisy/` and `clean/`); the built-in images.
         weights: shipped name or file to start from; random weights.
+        grow: `weights` are of a smaller network of the same architecture: begin as the same function; no.
         teacher: shipped name or file of a better model that is imitated too; none.
         license_clean: refuse weights, a teacher and images that are not free for any use; no.
         sigma: noise levels in 8-bit units, (low, high) or "low:high" within 0..255; (0, 55).
@@ -173,6 +175,7 @@ def train(
             "channels": channels,
             "data": data,
             "weights": None if weights is None else str(weights),
+            "grow": grow,
             "teacher": None if teacher is None else str(teacher),
             "license_clean": license_clean,
             "train": (chosen := merge(settings or {}, given)),
@@ -194,6 +197,7 @@ def train(
             channels=loaded.channels,
             config=loaded.config,
             weights=loaded.weights,
+            grow=loaded.grow,
             teacher=loaded.teacher,
             license_clean=loaded.license_clean,
             resume=resume,

@@ -415,6 +415,8 @@ class TrainRecipe(Settings):
     # Start from these instead of random weights, and imitate this model: shipped names or weight files.
     weights: str | None = None
     teacher: str | None = None
+    # `weights` are of a smaller network of the same architecture: this one begins as the same function.
+    grow: bool = False
     # Refuse weights, a teacher and images that are for research or non-commercial use alone, or do not say.
     license_clean: bool = False
     train: TrainSettings = TrainSettings()

@@ -130,6 +130,9 @@ def train(
     weights: Annotated[
         Flag, typer.Option(metavar="NAME|FILE", show_default="random", help="Weights to start from: fine-tune.")
     ] = None,
+    grow: Annotated[
+        bool, typer.Option("--grow", help="--weights are of a smaller network: begin as the same function.")
+    ] = False,
     teacher: Annotated[
         Flag, typer.Option(metavar="NAME|FILE", show_default="none", help="Better model that is imitated too.")
     ] = None,
@@ -194,6 +197,7 @@ def train(
             channels=whole(channels),
             data=data,
             weights=weights,
+            grow=grow or None,
             teacher=teacher,
             license_clean=license_clean or None,
             settings={name: value for name, value in settings.items() if value is not None},

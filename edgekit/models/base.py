@@ -90,6 +90,10 @@ class DenoiserModel(nn.Module, abc.ABC):
         """
         return any(isinstance(module, GlobalAverage) for module in self.modules())
 
+    def inputs_side_by_side(self) -> dict[str, tuple[int, ...]]:
+        """Of each layer that reads several tensors set side by side, how many channels each of them has."""
+        return {}
+
     def parameter_count(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.parameters())

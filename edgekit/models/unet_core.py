@@ -125,6 +125,12 @@ class ShuffledUNet(DenoiserModel):
             radius = 2 * radius + 1 + per_block * (len(encoder) + len(decoder))  # type: ignore[arg-type]
         return 2 * (radius + 2) + 1  # head and tail: one cell each
 
+    def inputs_side_by_side(self) -> dict[str, tuple[int, ...]]:
+        if not self.up_width:
+            return {}
+        reader = "tail" if self.finish is None else "finish"
+        return {reader: (self.head.out_channels, self.up[0].out_channels // 4)}  # type: ignore[operator]
+
     @classmethod
     def _convolutions_per_block(cls) -> int:
         probe = cls.block(1, 1)

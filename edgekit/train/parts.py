@@ -78,7 +78,7 @@ def train_parts(
         for part in parts:
             check_licences(recipe.data, recipe.weights, recipe.teacher, part.feature_weights)
     shape: dict[str, Any] = {"channels": recipe.channels, "config": recipe.config}
-    model = beginning(recipe.model, recipe.train.seed, weights=recipe.weights, **shape)
+    model = beginning(recipe.model, recipe.train.seed, weights=recipe.weights, grow=recipe.grow, **shape)
     tutor = None if recipe.teacher is None else models.load(recipe.teacher)
     source = images(recipe.data, model, recipe.train, max(part.crop for part in parts))
     # With a weight of 0 a part learns without the teacher; where all have it, `check` says that nobody would use one.
@@ -109,6 +109,7 @@ def train_parts(
                 part,
                 place,
                 weights=done[-1].path if done else recipe.weights,
+                grow=recipe.grow and not done,
                 teacher=recipe.teacher if taught[number - 1] else None,
                 resume=resume,
                 progress=_shifted(progress, sum(each.steps for each in parts[: number - 1]), total, number, len(parts)),

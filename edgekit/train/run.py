@@ -16,6 +16,7 @@ from edgekit.errors import OutputExistsError, RecipeError
 from edgekit.models import licences
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
+from edgekit.models.grow import grow as grow_into
 from edgekit.out_folder import check_out_folder
 from edgekit.recipe import TrainSettings
 from edgekit.train.images import ImageSource, open_images
@@ -60,6 +61,7 @@ def train(
     channels: int | None = None,
     config: Mapping[str, Any] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    grow: bool = False,
     teacher: str | os.PathLike[str] | None = None,
     license_clean: bool = False,
     resume: bool = False,
@@ -77,6 +79,7 @@ def train(
         channels: 1 or 3; None is the model's own default.
         config: the architecture's own arguments where they are not the preset's, e.g. {"middle": [96, 96]}.
         weights: start from these (a shipped name or a file) instead of random weights.
+        grow: `weights` are of a smaller network of this architecture, whose function this one begins with.
         teacher: a shipped name or a weight file of a better model, which is imitated too.
         license_clean: refuse weights, a teacher and images that are not free for any use.
         resume: go on with the run that `out` holds; an `out` without one starts it.
@@ -100,7 +103,7 @@ def train(
         check_outside(existing, {"weights": weights, "teacher": teacher, "feature_weights": settings.feature_weights})
     if license_clean:
         check_licences(data, weights, teacher, settings.feature_weights)
-    model = beginning(model_name, settings.seed, channels=channels, config=config, weights=weights)
+    model = beginning(model_name, settings.seed, channels=channels, config=config, weights=weights, grow=grow)
     tutor = None if teacher is None else models.load(os.fspath(teacher))
     source = data if isinstance(data, ImageSource) else images(data, model, settings, settings.crop)
     check(model, source, settings, tutor)
@@ -109,7 +112,7 @@ def train(
         for path in existing:
             path.unlink(missing_ok=True)
     identity = {"starting weights": weights_digest(model) if weights is not None else "random"}
-    recipe = _recipe(model_name, model, dict(config or {}), source, settings, weights, teacher)
+    recipe = _recipe(model_name, model, dict(config or {}), source, settings, weights, grow, teacher)
 
     def begin() -> None:
         # Now, so that a run that is killed can be resumed by it.
@@ -163,8 +166,13 @@ def beginning(
     channels: int | None = None,
     config: Mapping[str, Any] | None = None,
     weights: str | os.PathLike[str] | None = None,
+    grow: bool = False,
 ) -> DenoiserModel:
-    """The model that a run starts from: random weights by the seed, or those given."""
+    """The model that a run starts from: random weights by the seed, or those given, or what grows out of them."""
+    if grow and weights is None:
+        raise RecipeError(
+            "grow needs the weights of a smaller network to begin as: name them (weights, --weights), or leave grow out"
+        )
     torch.manual_seed(seed)
     if model_name not in models.names() and (known := models.checkpoints.preset(model_name)) != model_name:
         raise RecipeError(
@@ -172,7 +180,9 @@ def beginning(
             f"on from them, edgekit train {known} begins anew"
         )
     model = models.create(model_name, **{**(config or {}), **({} if channels is None else {"channels": channels})})
-    if weights is not None:
+    if weights is not None and grow:
+        grow_into(models.load(os.fspath(weights)), model)
+    elif weights is not None:
         models.load(os.fspath(weights), model)
     return model
 
@@ -247,6 +257,7 @@ def _recipe(
     source: ImageSource,
     settings: TrainSettings,
     weights: str | os.PathLike[str] | None,
+    grow: bool,
     teacher: str | os.PathLike[str] | None,
 ) -> bytes:
     content: dict[str, Any] = {
@@ -256,6 +267,7 @@ def _recipe(
         "data": None if source.name == "built-in" else source.name,
         "images": len(source.training),
         "weights": None if weights is None else str(weights),
+        "grow": grow,
         "teacher": None if teacher is None else str(teacher),
         "train": settings.model_dump(mode="json"),
     }

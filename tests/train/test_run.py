@@ -141,6 +141,42 @@ def test_fine_tuning_starts_from_weights(folder: Path, quick: Quick, tmp_path: P
         train("dsunet-n", folder, quick(steps=1, learning_rate=1e-9, ema=0.0), tmp_path / "tuned", resume=True)
 
 
+def test_a_larger_network_grows_out_of_a_smaller_one(folder: Path, quick: Quick, tmp_path: Path) -> None:
+    small = train("dsunet-n", folder, quick(), tmp_path / "small")
+    larger = {"middle": [72] * 5, "finish": 40}
+    wrong = r"cannot begin as .*: middle\.3\.expand\.weight is \(64, .* there and \(72, .* here; give a model"
+    with pytest.raises(CheckpointError, match=wrong):
+        train(
+            "dsunet-n",
+            folder,
+            quick(),
+            tmp_path / "no",
+            config={"middle": [72] * 3 + [64]},
+            weights=small.path,
+            grow=True,
+        )
+    with pytest.raises(RecipeError, match=r"grow needs the weights of a smaller network to begin as: name them"):
+        train("dsunet-n", folder, quick(), tmp_path / "no", config=larger, grow=True)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        train("dsunet-n", folder, quick(), tmp_path / "no", config=larger, weights=small.path)
+    assert not (tmp_path / "no").exists()
+    # At a rate of next to nothing it is what it began as.
+    still = quick(learning_rate=1e-9, weight_decay=0)
+    grown = train("dsunet-n", folder, still, tmp_path / "run", config=larger, weights=small.path, grow=True)
+    assert grown.model.config() == {**small.model.config(), **larger}
+    noisy, sigma = torch.rand(1, 3, 32, 32), torch.tensor([0.1])
+    with torch.inference_mode():
+        torch.testing.assert_close(grown.model(noisy, sigma), small.model(noisy, sigma), rtol=0, atol=1e-4)
+    # The recipe says so, and its parts grow once.
+    again = api.train(recipe=tmp_path / "run" / "recipe.yaml", out=tmp_path / "again")
+    assert again.path.read_bytes() == grown.path.read_bytes()
+    parts = {**yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()), "parts": [{}, {"seed": 5}]}
+    (tmp_path / "parts.yaml").write_text(yaml.safe_dump(parts))
+    last = api.train(recipe=tmp_path / "parts.yaml", out=tmp_path / "parts")
+    with torch.inference_mode():
+        torch.testing.assert_close(last.model(noisy, sigma), small.model(noisy, sigma), rtol=0, atol=1e-4)
+
+
 def test_weights_carry_the_terms_of_all_they_learned_from(folder: Path, quick: Quick, tmp_path: Path) -> None:
     start, teacher = tmp_path / "start.safetensors", tmp_path / "teacher.safetensors"
     models.save(start, models.create("dsunet-n"), {"licence": "non-commercial"})
