@@ -129,7 +129,8 @@ class ShuffledUNet(DenoiserModel):
         if not self.up_width:
             return {}
         reader = "tail" if self.finish is None else "finish"
-        return {reader: (self.head.out_channels, self.up[0].out_channels // 4)}  # type: ignore[operator]
+        risen: int = self.up[0].out_channels // 4  # type: ignore[assignment, operator]
+        return {reader: (self.head.out_channels, risen)}
 
     @classmethod
     def _convolutions_per_block(cls) -> int:
