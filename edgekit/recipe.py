@@ -442,7 +442,7 @@ class TrainRecipe(Settings):
         for number, part in enumerate(parts, 1):
             for name in part if isinstance(part, Mapping) else ():
                 if name in cls.model_fields and name not in TrainSettings.model_fields:
-                    raise ValueError(f"part {number} has {name}: it is the same for all parts; give it beside train")
+                    raise ValueError(f"part {number} has {name}: it belongs to the whole run; give it beside train")
         return {**given, "parts": [_part(train, part) if isinstance(part, Mapping) else part for part in parts]}
 
     @model_validator(mode="after")

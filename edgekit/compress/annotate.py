@@ -16,7 +16,8 @@ from edgekit.errors import RecipeError
 # By operator, the axis of the weight that counts output channels.
 CONVOLUTIONS = {torch.ops.aten.conv2d.default: 0, torch.ops.aten.conv_transpose2d.input: 1}
 RELU = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default}
-_ARITHMETIC = {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor, torch.ops.aten.mul.Tensor}
+SUMS = {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor}
+_ARITHMETIC = {*SUMS, torch.ops.aten.mul.Tensor}
 _ADDITIONS = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
 # Curves that an integer runtime reads from a table or computes as it does a ReLU.
 _CURVES = {
@@ -149,6 +150,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
                 return
             weights = _weights(self.scheme, node)
             inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
+            every = every and not self._stays_float(node)
             fused = len(node.users) == 1 and next(iter(node.users)).target in RELU
             result = output if every and not fused else None
         elif not every and not (self.scheme.residual_adds and node.target in _ADDITIONS):
@@ -171,10 +173,12 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             inputs = {_node(node.args[0]): activation}
             result = _activation(self.scheme, fixed=_BOUNDED[node.target])
         elif node.target in _ARITHMETIC and all(isinstance(a, Node) for a in node.args[:2]):
-            inputs = {_node(a): activation for a in node.args[:2]}
+            inputs = {_node(a): activation for a in node.args[:2] if not self._stays_float(_node(a))}
             result = output
         elif node.target in _JOINS:
             self._join(node, activation)
+            return
+        elif self._stays_float(node):
             return
         elif node.target in MOVES and isinstance(node.args[0], Node):
             inputs = {node.args[0]: activation}
@@ -202,6 +206,19 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map=inputs, output_qspec=shared, _annotated=True
         )
+
+    def _stays_float(self, node: Node) -> bool:
+        """Whether a convolution's output, its pixels moved or not, only goes into a sum, which rounds it.
+
+        Of two such terms the second is rounded.
+        """
+        if not self.scheme.fused_sums or not _is_branch(node):
+            return False
+        user = next(iter(node.users))
+        if user.target in MOVES:
+            return self._stays_float(user)
+        branches = [a for a in user.args[:2] if isinstance(a, Node) and _is_branch(a)]
+        return user.target in SUMS and len(user.all_input_nodes) == 2 and branches[0] is node
 
     def _is_wide(self, node: Node) -> bool:
         """Whether a node is a convolution that stays in float."""

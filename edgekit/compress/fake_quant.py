@@ -88,6 +88,22 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         assert self._extremes is not None
         self.begin(*self._extremes, seen, images)
 
+    def pin(self, step: float) -> None:
+        """Set the bounds to the integers' own ends times `step`, zero at zero; they do not learn."""
+        self.observing, self._learned = False, True
+        self._seen.clear()
+        self._images.clear()
+        self.width.fill_(1.0)
+        self.lower.data.fill_(self.quant_min * step)
+        self.upper.data.fill_(self.quant_max * step)
+        self.lower.requires_grad_(False)
+        self.upper.requires_grad_(False)
+
+    def ends(self) -> tuple[float, float]:
+        """The bounds as they stand."""
+        lower, upper = self._bounds()
+        return lower.item(), upper.item()
+
     def begin(self, lower: Tensor, upper: Tensor, seen: Tensor | None = None, images: Tensor | None = None) -> None:
         """Set the bounds, and with them the unit that they are learned in.
 

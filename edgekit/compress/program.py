@@ -17,6 +17,7 @@ from edgekit.compress.annotate import (
     CONVOLUTIONS,
     MOVES,
     RELU,
+    SUMS,
     SchemeQuantizer,
     behind,
     layer_path,
@@ -97,6 +98,8 @@ class QuantizedProgram:
         self.observed: tuple[float, float] | None = None
         # How its ranges were fitted to what was observed, see `fit_ranges`.
         self.range_fit = ""
+        # Whether its residual has the image's own steps, see `fit_ranges`.
+        self.exact_residual = False
         # What the roundings of a layer's weights were found to add to its output, by the weights' quantizer.
         self._shifts: dict[ChannelWeights, tuple[str, Tensor]] = {}
 
@@ -114,6 +117,18 @@ class QuantizedProgram:
     def ranges(self) -> list[LearnedRange]:
         """The activation quantizers, each once, in the order of the graph."""
         return [m for m in self.module.modules() if isinstance(m, LearnedRange)]
+
+    def residual(self) -> LearnedRange | None:
+        """The quantizer of what is added to the image, or taken from it, to give the output, where one is."""
+        modules = dict(self.module.named_modules(remove_duplicate=False))
+        for node in self.module.graph.nodes:
+            if node.target not in SUMS or not leaves(node):
+                continue
+            terms = [a for a in node.args[:2] if isinstance(a, Node)]
+            found = [modules.get(str(a.target)) if a.op == "call_module" else None for a in terms]
+            if any(behind(a).op == "placeholder" for a in terms):
+                return next((m for m in found if isinstance(m, LearnedRange) and not m.fixed), None)
+        return None
 
     def shift(self, quantizer: ChannelWeights, bias: str, mean: Tensor) -> None:
         """Take off a bias what the rounding of weights adds to their layer's output on average.

@@ -77,10 +77,11 @@ def quantize(
     how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"
     how += ", weights of a layer rounded together" if rounded else ""
     fitted = ", ranges fitted image by image" if program.range_fit == "per-image" else ""
+    exact = ", the residual in steps of one level" if program.exact_residual else ""
     even = f", channels of {len(equalised)} tensors equalised" if equalised else ""
     record = StageRecord(
         stage="quantize",
-        what=f"int8 for {scheme.name}, {settings.calibration_batches} batches observed{fitted}{even}, {how}",
+        what=f"int8 for {scheme.name}, {settings.calibration_batches} batches observed{fitted}{exact}{even}, {how}",
         before=size,
         after=size,
         db_before=before,

@@ -5,6 +5,10 @@ clutter under faint noise makes the last block of dsunet-s reach several times a
 calibration sees one, the steps of its tensors become as many times as coarse for all. Fitted image by image they are
 not; but published FFDNet loses by that. So where no training follows, both are tried. A tensor whose channels are
 equalised afterwards is fitted by least squares, either way.
+
+What is subtracted from the image to give the output is a case of its own: rounded to steps of another size than the
+image's it is rounded twice, once for itself and once with the output. Where it fits into 256 levels it takes the
+image's own step, and the difference is exact.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ from torch import Tensor
 
 from edgekit.compress.batches import Batch
 from edgekit.compress.bias_correction import correct_biases
-from edgekit.compress.fake_quant import Fit
+from edgekit.compress.fake_quant import Fit, LearnedRange
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.share import share
 from edgekit.recipe import QuantizeSettings
 
+# The step of the image's integers.
+_LEVEL = 1 / 255
 _TRIED: tuple[Fit, ...] = ("least-squares", "per-image")
 
 
@@ -34,7 +40,19 @@ def fit_ranges(program: QuantizedProgram, observed: Sequence[Batch], settings: Q
     chosen = _best(program, observed, settings) if settings.range_fit == "auto" else settings.range_fit
     for bounds in program.ranges:
         bounds.learn(None if chosen == "extremes" else chosen)
+    program.exact_residual = _pinned(program.residual())
     program.range_fit = chosen
+
+
+def _pinned(residual: LearnedRange | None) -> bool:
+    """Give a residual the image's steps if it fits into as many; whether it does."""
+    if residual is None:
+        return False
+    lower, upper = residual.ends()
+    fits = residual.quant_min * _LEVEL <= lower and upper <= residual.quant_max * _LEVEL
+    if fits:
+        residual.pin(_LEVEL)
+    return fits
 
 
 def _best(program: QuantizedProgram, observed: Sequence[Batch], settings: QuantizeSettings) -> Fit:

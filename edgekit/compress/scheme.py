@@ -22,6 +22,8 @@ class Scheme:
             span the noise range.
         residual_adds: without `every_tensor`, also quantize what a residual addition adds to a convolution's output, so
             that the engine can fuse the addition into that convolution (TensorRT).
+        fused_sums: with `every_tensor`, what a convolution writes only to be added to another tensor, or taken from the
+            image, is not rounded on the way: the engine adds it where it is written, in float (OpenVINO).
         wide: module paths of convolutions that stay in float (for TFLite at least two neighbours: its converter makes a
             lone one between two integer tensors integer again; the layer report shows what came out).
     """
@@ -33,4 +35,5 @@ class Scheme:
     every_tensor: bool = True
     quantized_io: bool = True
     residual_adds: bool = False
+    fused_sums: bool = False
     wide: frozenset[str] = frozenset()

@@ -56,9 +56,9 @@ class GPUDSUNet(ShuffledUNet):
         residual: Tensor = self.tail(x)
         return residual
 
-    def config(self) -> dict[str, Any]:
-        up_width = self.up[0].out_channels if self.up_width else 0
-        return {**super().config(), "up_width": up_width}
+    def _risen(self) -> int:
+        risen: int = self.up[0].out_channels  # type: ignore[assignment]
+        return risen
 
 
 def from_dsunet(model: DSUNet) -> GPUDSUNet:

@@ -142,6 +142,19 @@ class MRDN(DenoiserModel):
             "dilations": first.dilations,
         }
 
+    def inputs_side_by_side(self) -> dict[str, tuple[int, ...]]:
+        found: dict[str, tuple[int, ...]] = {}
+        for name, module in self.named_modules():
+            if isinstance(module, BlockGroup):
+                found[f"{name}.join"] = (module.join.out_channels,) * len(module.blocks)
+            if isinstance(module, MultiScaleBlock):
+                seen = [module.join.out_channels]
+                for place, layer in enumerate(module.dense):
+                    found[f"{name}.dense.{place}"] = tuple(seen)
+                    seen.append(layer.get_parameter("weight").shape[0])
+                found[f"{name}.join"] = (*seen, *[module.point.out_channels] * (1 + len(module.atrous)))
+        return found
+
 
 def _blocks(module: nn.Module) -> list[MultiScaleBlock]:
     return [block for block in module.modules() if isinstance(block, MultiScaleBlock)]

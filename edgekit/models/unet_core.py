@@ -129,8 +129,11 @@ class ShuffledUNet(DenoiserModel):
         if not self.up_width:
             return {}
         reader = "tail" if self.finish is None else "finish"
-        risen: int = self.up[0].out_channels // 4  # type: ignore[assignment, operator]
-        return {reader: (self.head.out_channels, risen)}
+        return {reader: (self.head.out_channels, self._risen())}
+
+    def _risen(self) -> int:
+        """Channels that come up to the finest level, read from the layer: pruning leaves less."""
+        return self.up[0].out_channels // 4  # type: ignore[operator, return-value]
 
     @classmethod
     def _convolutions_per_block(cls) -> int:
@@ -147,8 +150,7 @@ class ShuffledUNet(DenoiserModel):
             "encoder": [hidden(b) for b in self.encoder],
             "middle": hidden(self.middle),
             "decoder": [hidden(b) for b in self.decoder],
-            # Read from the layers, of which pruning leaves less.
-            "up_width": self.up[0].out_channels // 4 if self.up_width else 0,  # type: ignore[operator]
+            "up_width": self._risen() if self.up_width else 0,
             "finish": self.finish.out_channels if self.finish is not None else 0,
             "sigma_level": self.sigma_level,
         }

@@ -12,7 +12,7 @@ import torch
 
 from edgekit import models, noise_header
 from edgekit._version import __version__
-from edgekit.errors import OutputExistsError, RecipeError
+from edgekit.errors import CheckpointError, OutputExistsError, RecipeError
 from edgekit.models import licences
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
@@ -181,10 +181,20 @@ def beginning(
         )
     model = models.create(model_name, **{**(config or {}), **({} if channels is None else {"channels": channels})})
     if weights is not None and grow:
+        _check_says_its_size(os.fspath(weights))
         grow_into(models.load(os.fspath(weights)), model)
     elif weights is not None:
         models.load(os.fspath(weights), model)
     return model
+
+
+def _check_says_its_size(weights: str) -> None:
+    if Path(weights).exists() and "config" not in models.checkpoints.metadata(weights):
+        raise CheckpointError(
+            f"grow: {weights} does not say of what size its network is; write it once as a file that does: python -c "
+            f"\"from pathlib import Path; from edgekit import models; models.save(Path('smaller.safetensors'), "
+            f"models.load({weights!r}, 'MODEL'))\", and give that"
+        )
 
 
 def held(folder: Path) -> list[Path]:

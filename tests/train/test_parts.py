@@ -197,7 +197,7 @@ def test_settings_given_beside_parts_that_have_their_own(recipe: Path, tmp_path:
         ([{"devices": 2}], "part 1 has devices 2: images and processes are the same"),
         ("two", "parts is 'two': expected a list"),
         ([{}, 7], "part 2 is 7: expected settings by name"),
-        ([{"weights": "dsunet-n"}], "part 1 has weights: it is the same for all parts; give it beside train"),
+        ([{"weights": "dsunet-n"}], "part 1 has weights: it belongs to the whole run; give it beside train"),
     ],
 )
 def test_parts_that_cannot_be(parts: object, message: str) -> None:

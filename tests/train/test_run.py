@@ -144,7 +144,7 @@ def test_fine_tuning_starts_from_weights(folder: Path, quick: Quick, tmp_path: P
 def test_a_larger_network_grows_out_of_a_smaller_one(folder: Path, quick: Quick, tmp_path: Path) -> None:
     small = train("dsunet-n", folder, quick(), tmp_path / "small")
     larger = {"middle": [72] * 5, "finish": 40}
-    wrong = r"cannot begin as .*: middle\.3\.expand\.weight is \(64, .* there and \(72, .* here; give a model"
+    wrong = r"cannot begin as dsunet-n: middle\.3\.expand\.weight is \(72, .* in the weights, \(64, .* in the model\."
     with pytest.raises(CheckpointError, match=wrong):
         train(
             "dsunet-n",
@@ -159,6 +159,8 @@ def test_a_larger_network_grows_out_of_a_smaller_one(folder: Path, quick: Quick,
         train("dsunet-n", folder, quick(), tmp_path / "no", config=larger, grow=True)
     with pytest.raises(CheckpointError, match="does not fit"):
         train("dsunet-n", folder, quick(), tmp_path / "no", config=larger, weights=small.path)
+    with pytest.raises(CheckpointError, match=r"grow: .*last\.ckpt does not say of what size its network is; write it"):
+        train("dsunet-n", folder, quick(), tmp_path / "no", weights=tmp_path / "small" / "last.ckpt", grow=True)
     assert not (tmp_path / "no").exists()
     # At a rate of next to nothing it is what it began as.
     still = quick(learning_rate=1e-9, weight_decay=0)
@@ -173,6 +175,8 @@ def test_a_larger_network_grows_out_of_a_smaller_one(folder: Path, quick: Quick,
     parts = {**yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text()), "parts": [{}, {"seed": 5}]}
     (tmp_path / "parts.yaml").write_text(yaml.safe_dump(parts))
     last = api.train(recipe=tmp_path / "parts.yaml", out=tmp_path / "parts")
+    recipes = [yaml.safe_load((tmp_path / "parts" / f"part-{k}" / "recipe.yaml").read_text()) for k in (1, 2)]
+    assert [recipe["grow"] for recipe in recipes] == [True, False]
     with torch.inference_mode():
         torch.testing.assert_close(last.model(noisy, sigma), small.model(noisy, sigma), rtol=0, atol=1e-4)
 

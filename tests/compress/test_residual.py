@@ -1,0 +1,98 @@
+"""What is taken from the image to give the output: rounded in the image's own steps where it fits into them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import smooth_images, smooth_tiles
+
+from edgekit.batch import Batch
+from edgekit.compress.program import QuantizedProgram
+from edgekit.compress.quantize import observe, quantize
+from edgekit.compress.scheme import Scheme
+from edgekit.models import create, load
+from edgekit.recipe import QuantizeSettings
+from edgekit.targets import registry
+
+TFLITE = registry.get("tflite").scheme()
+
+
+def _batch(sigma: float, seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    clean = smooth_images(4, size=64, seed=seed)
+    noise = sigma / 255 * torch.randn(clean.shape, generator=generator)
+    return Batch(clean, ((clean + noise).clamp(0, 1) * 255).round() / 255, torch.full((4,), sigma / 255))
+
+
+def _observed(sigma: float, scheme: Scheme = TFLITE, steps: int = 0) -> QuantizedProgram:
+    program = QuantizedProgram(load("dsunet-n"), scheme, (0, sigma / 255))
+    observe(program, [_batch(sigma, seed) for seed in range(3)], QuantizeSettings(steps=steps))
+    return program
+
+
+def _levels(image: torch.Tensor) -> torch.Tensor:
+    return (image.clamp(0, 1) * 255).round()
+
+
+def _changed(program: QuantizedProgram, sigma: float) -> float:
+    """The share of the output's samples, in 8 bits, that the rounding of the residual alone changes."""
+    batch, residual = _batch(sigma, seed=9), program.residual()
+    assert residual is not None
+    with torch.inference_mode():
+        with program.in_float():
+            wanted = program(batch.noisy, batch.sigma)
+        with program.only(residual):
+            found = program(batch.noisy, batch.sigma)
+    return float((_levels(found) != _levels(wanted)).float().mean())
+
+
+def test_faint_noise_leaves_a_residual_whose_rounding_costs_nothing() -> None:
+    program = _observed(20)
+    residual = program.residual()
+    assert residual is not None
+    scale, zero = residual.calculate_qparams()
+    assert (scale.item(), zero.item()) == (pytest.approx(1 / 255), 0)
+    # But for halves that float32 puts on either side.
+    assert _changed(program, 20) < 1e-3
+    # Any other step rounds twice.
+    for step in (0.9, 1.1):
+        residual.pin(step / 255)
+        assert _changed(program, 20) > 0.05
+
+
+def test_strong_noise_needs_more_than_the_images_steps_reach() -> None:
+    program = _observed(50)
+    residual = program.residual()
+    assert residual is not None
+    assert not program.exact_residual
+    assert residual.calculate_qparams()[0].item() > 1.02 / 255
+    assert residual.lower.requires_grad
+
+
+def test_it_stays_as_it_is_through_training() -> None:
+    settings = QuantizeSettings(steps=3, calibration_batches=2, warmup=1)
+    program, record = quantize(
+        load("dsunet-n"), TFLITE, settings, lambda step: _batch(15, step), smooth_tiles(), sigma_range=(0, 15 / 255)
+    )
+    residual = program.residual()
+    assert residual is not None
+    assert residual.ends() == (pytest.approx(-128 / 255), pytest.approx(127 / 255))
+    assert "the residual in steps of one level" in record.what
+    assert "tail" in [name for name, bounds in program.tensors() if bounds is residual]
+
+
+@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+def test_a_target_that_leaves_it_in_float_has_none(target: str) -> None:
+    program = _observed(20, registry.get(target).scheme())
+    assert program.residual() is None
+    assert not program.exact_residual
+    names = [name for name, _ in program.tensors()]
+    assert "tail" not in names
+    assert ("middle.0.project" in names) == (target == "tflite")
+
+
+def test_a_network_that_writes_the_image_itself_has_none() -> None:
+    torch.manual_seed(0)
+    program = QuantizedProgram(create("autoencoder", widths=[8, 8]).eval(), TFLITE, (0, 20 / 255))
+    observe(program, [_batch(20)], QuantizeSettings(steps=0))
+    assert program.residual() is None
