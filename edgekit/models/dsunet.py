@@ -44,15 +44,18 @@ SMALL: dict[str, Any] = {
             "sigma_level": 1,
         },
         "dsunet-l": {
-            "widths": [48, 96, 192],
-            "encoder": [[96] * 2, [192] * 2],
+            "widths": [48, 96, 160],
+            "encoder": [[], [256] * 3],
             "middle": [384] * 6,
-            "decoder": [[96] * 2, [192] * 2],
+            "decoder": [[], [256] * 3],
+            "up_width": 40,
+            "finish": 96,
+            "sigma_level": 1,
         },
     }
 )
 class DSUNet(ShuffledUNet):
-    """Depthwise-separable U-Net, sized by MACs: students n (2.9 kMAC/px), s (8.9), m (19.9); l (40.3) teaches."""
+    """Depthwise-separable U-Net, sized by MACs: n (2.9 kMAC/px), s (8.9), m (19.9) and l (40.4), which teaches."""
 
     arch = "dsunet"
     source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind FFDNet's pixel-unshuffle (arXiv:1710.04026)"
