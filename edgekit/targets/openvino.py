@@ -45,7 +45,7 @@ class OpenVINO(Plain):
         leave the room everywhere; where kernels' pairs are known, it is enough that no two neighbours are large
         together, which costs a third of a bit. Every tensor: else the residual stream is float32, whose memory
         traffic eats what the products gain. But what a convolution adds to it is added before it is written, so that
-        rounding it would cost dB and save no time.
+        rounding it would cost dB and save next to no time.
         """
         return Scheme(name=self.name, paired=True, fused_sums=True)
 
