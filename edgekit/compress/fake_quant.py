@@ -89,10 +89,7 @@ class LearnedRange(FakeQuantizeBase):  # type: ignore[misc]
         self.begin(*self._extremes, seen, images)
 
     def pin(self, step: float) -> None:
-        """Set the bounds to the integers' own ends times `step`, zero at zero; they do not learn."""
-        self.observing, self._learned = False, True
-        self._seen.clear()
-        self._images.clear()
+        """Set bounds that were to `learn()` to the integers' own ends times `step`, zero at zero, for good."""
         self.width.fill_(1.0)
         self.lower.data.fill_(self.quant_min * step)
         self.upper.data.fill_(self.quant_max * step)

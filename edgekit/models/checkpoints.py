@@ -239,13 +239,20 @@ def _bare(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[
     return state
 
 
+def named_line(source: str | Path, copy: str) -> str:
+    """The shell line that writes weights once more, as a file that says which network they are of."""
+    return (
+        'python -c "from pathlib import Path; from edgekit import models; '
+        f"models.save(Path({copy!r}), models.load({str(source)!r}, 'MODEL'))\""
+    )
+
+
 def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
     if "arch" not in header or "config" not in header:
         raise CheckpointError(
             f"{path} does not say which architecture it belongs to: where a model can be named, name it (--model "
             f"ffdnet-color --weights {path}, in Python model='ffdnet-color'); for a teacher write it once as a file "
-            f'that says so: python -c "from pathlib import Path; from edgekit import models; '
-            f"models.save(Path('teacher.safetensors'), models.load({str(path)!r}, 'MODEL'))\""
+            f"that says so: {named_line(path, 'teacher.safetensors')}"
         )
     try:
         config = json.loads(header["config"])

@@ -38,7 +38,9 @@ def grow(smaller: DenoiserModel, larger: DenoiserModel) -> DenoiserModel:
             f"{_words(larger)} cannot begin as {_words(smaller)}: expected two sizes of one architecture, "
             "for images of as many channels; name weights of a smaller one, or begin with random weights"
         )
-    old, new, kinds = smaller.state_dict(), copy.deepcopy(larger.state_dict()), dict(larger.named_modules())
+    filled = copy.deepcopy(larger)
+    # Tensors of `filled` itself, which are written into.
+    old, new, kinds = smaller.state_dict(), filled.state_dict(), dict(filled.named_modules())
     parts, places = smaller.inputs_side_by_side(), larger.inputs_side_by_side()
     for name, value in old.items():
         layer = name.rpartition(".")[0]
@@ -53,9 +55,7 @@ def grow(smaller: DenoiserModel, larger: DenoiserModel) -> DenoiserModel:
         if value.shape[2:] != place.shape[2:]:
             raise CheckpointError(_refusal(smaller, larger, shapes))
         _put(value, place, parts.get(layer, value.shape[1:2]), places.get(layer, place.shape[1:2]))
-    filled = copy.deepcopy(larger)
-    filled.load_state_dict(new)
-    _check_same(smaller, filled, larger)
+    _check_same(smaller, filled)
     larger.load_state_dict(new)
     return larger
 
@@ -66,8 +66,11 @@ def _put(old: Tensor, new: Tensor, parts: Sequence[int], places: Sequence[int]) 
     Args:
         parts, places: how many inputs come from each of the tensors that are set side by side, in `old` and in `new`.
     """
-    rows = len(old) if old.dim() else None
-    if old.dim() < 2:
+    if not old.dim():
+        new.copy_(old)
+        return
+    rows = len(old)
+    if old.dim() == 1:
         new[:rows] = old
         return
     new[:rows] = 0
@@ -77,9 +80,9 @@ def _put(old: Tensor, new: Tensor, parts: Sequence[int], places: Sequence[int]) 
         here, there = here + part, there + place
 
 
-def _check_same(smaller: DenoiserModel, filled: DenoiserModel, larger: DenoiserModel) -> None:
+def _check_same(smaller: DenoiserModel, filled: DenoiserModel) -> None:
     """The rules above know no architecture: whether they hold for this one is seen from outputs."""
-    size = 8 * max(smaller.stride, larger.stride)
+    size = 8 * max(smaller.stride, filled.stride)
     noise = torch.Generator().manual_seed(0)
     noisy = torch.rand((2, smaller.channels, size, size), generator=noise, dtype=torch.float64)
     sigma = torch.tensor([5 / 255, 50 / 255], dtype=torch.float64)
@@ -87,7 +90,7 @@ def _check_same(smaller: DenoiserModel, filled: DenoiserModel, larger: DenoiserM
         wanted, found = (copy.deepcopy(model).cpu().double().eval()(noisy, sigma) for model in (smaller, filled))
     apart, most = (found - wanted).abs().max().item(), wanted.abs().max().item()
     if not apart <= TOLERANCE * max(most, 1):
-        raise CheckpointError(_refusal(smaller, larger, f"filled with them it gives outputs up to {apart:.2g} apart"))
+        raise CheckpointError(_refusal(smaller, filled, f"filled with them it gives outputs up to {apart:.2g} apart"))
 
 
 def _refusal(smaller: DenoiserModel, larger: DenoiserModel, why: str) -> str:

@@ -198,10 +198,12 @@ def _layers(path: Path, variant: Variant, model: DenoiserModel, tile: int) -> tu
     wanted = layer_macs(model, tile)
     # Names of what was fused into it, with suffixes, separated by commas.
     parts = [{part.split("/")[0] for part in item.names.split(",")} for item in ran]
-    matches = {name: item for name, _ in wanted for item, names in zip(ran, parts, strict=True) if name in names}
+    named = list(zip(ran, parts, strict=True))
+    # Of several that a name stands in, the first that runs.
+    matches = {name: item for name, _ in wanted for item, names in reversed(named) if name in names}
     # A convolution that a sum was fused into may have lost its own name to it: what is left over on both sides is the
     # same, if it is as many and costs as much.
-    unnamed = [item for item, names in zip(ran, parts, strict=True) if not names & matches.keys()]
+    unnamed = [item for item, names in named if not names & matches.keys()]
     unmatched = [(name, macs) for name, macs in wanted if name not in matches]
     if _alike([macs for _, macs in unmatched], [item.macs for item in unnamed]):
         matches.update((name, item) for (name, _), item in zip(unmatched, unnamed, strict=True))

@@ -191,9 +191,8 @@ def beginning(
 def _check_says_its_size(weights: str) -> None:
     if Path(weights).exists() and "config" not in models.checkpoints.metadata(weights):
         raise CheckpointError(
-            f"grow: {weights} does not say of what size its network is; write it once as a file that does: python -c "
-            f"\"from pathlib import Path; from edgekit import models; models.save(Path('smaller.safetensors'), "
-            f"models.load({weights!r}, 'MODEL'))\", and give that"
+            f"grow: {weights} does not say of what size its network is; write it once as a file that does: "
+            f"{models.checkpoints.named_line(weights, 'smaller.safetensors')}, and give that"
         )
 
 
