@@ -52,6 +52,8 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         if len(location) == 1 and (inside := places(cls, name)):
             hint = f" ({name!r} stands under {' or '.join(inside)})"
+        elif len(location) > 1 and location[-1] in cls.model_fields:
+            hint = f" ({str(location[-1])!r} stands beside {location[0]!r}, not in it)"
         return RecipeError(f"{prefix}unknown setting {name!r}: expected one of {', '.join(names)}{hint}")
     if kind == "missing":
         flag = name.replace("_", "-")

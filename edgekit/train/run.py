@@ -12,7 +12,7 @@ import torch
 
 from edgekit import models, noise_header
 from edgekit._version import __version__
-from edgekit.errors import CheckpointError, OutputExistsError, RecipeError
+from edgekit.errors import CheckpointError, EdgekitError, OutputExistsError, RecipeError
 from edgekit.models import licences
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
@@ -184,8 +184,24 @@ def beginning(
         _check_says_its_size(os.fspath(weights))
         grow_into(models.load(os.fspath(weights)), model)
     elif weights is not None:
-        models.load(os.fspath(weights), model)
+        try:
+            models.load(os.fspath(weights), model)
+        except CheckpointError as error:
+            if not _grows(os.fspath(weights), model):
+                raise
+            raise CheckpointError(
+                f"{error}; or begin as the same function, with room to learn more: grow (--grow)"
+            ) from error
     return model
+
+
+def _grows(weights: str, model: DenoiserModel) -> bool:
+    """Whether weights that do not fit are of a network that the model could begin as."""
+    try:
+        grow_into(models.load(weights), model)
+    except EdgekitError:
+        return False
+    return True
 
 
 def _check_says_its_size(weights: str) -> None:

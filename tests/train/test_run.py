@@ -157,8 +157,11 @@ def test_a_larger_network_grows_out_of_a_smaller_one(folder: Path, quick: Quick,
         )
     with pytest.raises(RecipeError, match=r"grow needs the weights of a smaller network to begin as: name them"):
         train("dsunet-n", folder, quick(), tmp_path / "no", config=larger, grow=True)
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match=r"does not fit .*; or begin as the same function, .* \(--grow\)$"):
         train("dsunet-n", folder, quick(), tmp_path / "no", config=larger, weights=small.path)
+    with pytest.raises(CheckpointError, match="does not fit") as refused:
+        train("dsunet-n", folder, quick(), tmp_path / "no", config={"finish": 8}, weights=small.path)
+    assert "--grow" not in str(refused.value)
     with pytest.raises(CheckpointError, match=r"grow: .*last\.ckpt does not say of what size its network is; write it"):
         train("dsunet-n", folder, quick(), tmp_path / "no", weights=tmp_path / "small" / "last.ckpt", grow=True)
     assert not (tmp_path / "no").exists()
