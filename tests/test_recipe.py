@@ -154,7 +154,11 @@ def test_recipe_of_another_command_says_whose_it_is(text: str, cls: type[Any], t
         ("{model: a, data: d, steps: 500}", FinetuneRecipe, r"'steps': .* stands under quantization or train\)"),
         ("{model: a, noise: {model: camera}, seed: 3}", TrainRecipe, r"'noise': .* \('noise' stands under train\)"),
         ("{target: tflite, model: a, trials: 3}", Recipe, r"unknown setting 'trials': .* \(did you mean 'tile'\?\)"),
-        ("{model: a, train: {grow: true}}", TrainRecipe, r"'train.grow': .* \('grow' stands beside 'train', not in it\)"),
+        (
+            "{model: a, train: {grow: true}}",
+            TrainRecipe,
+            r"'train.grow': .* \('grow' stands beside 'train', not in it\)",
+        ),
         ("{model: a, wieghts: w}", TrainRecipe, r"'wieghts': .* \(did you mean 'weights'\?\)"),
     ],
 )

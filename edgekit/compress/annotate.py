@@ -16,9 +16,9 @@ from edgekit.errors import RecipeError
 # By operator, the axis of the weight that counts output channels.
 CONVOLUTIONS = {torch.ops.aten.conv2d.default: 0, torch.ops.aten.conv_transpose2d.input: 1}
 RELU = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default}
-SUMS = {torch.ops.aten.add.Tensor, torch.ops.aten.sub.Tensor}
-_ARITHMETIC = {*SUMS, torch.ops.aten.mul.Tensor}
 _ADDITIONS = {torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor}
+SUMS = {*_ADDITIONS, torch.ops.aten.sub.Tensor, torch.ops.aten.sub_.Tensor}
+_ARITHMETIC = {*SUMS, torch.ops.aten.mul.Tensor}
 # Curves that an integer runtime reads from a table or computes as it does a ReLU.
 _CURVES = {
     torch.ops.aten.leaky_relu.default,
@@ -150,15 +150,9 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
                 return
             weights = _weights(self.scheme, node)
             inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
-            every = every and not self._stays_float(node)
-            fused = len(node.users) == 1 and next(iter(node.users)).target in RELU
-            result = output if every and not fused else None
-        elif not every and not (self.scheme.residual_adds and node.target in _ADDITIONS):
+            result = output if every and not self._stays_float(node) and not _only_relu_reads(node) else None
+        elif not every and node.target not in _ADDITIONS:
             return
-        elif not every:
-            # The convolution's own output stays float up to the addition, which is then fused into it.
-            skips = [a for a in node.args[:2] if isinstance(a, Node) and not _is_branch(a)]
-            inputs, result = ({skips[0]: activation}, None) if len(skips) == 1 else ({}, None)
         elif node.target in RELU and self._is_wide(_node(node.args[0])) and all(self._is_wide(u) for u in node.users):
             return  # between two layers that stay float
         elif node.target in RELU or node.target in _CURVES:
@@ -173,8 +167,12 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             inputs = {_node(node.args[0]): activation}
             result = _activation(self.scheme, fixed=_BOUNDED[node.target])
         elif node.target in _ARITHMETIC and all(isinstance(a, Node) for a in node.args[:2]):
-            inputs = {_node(a): activation for a in node.args[:2] if not self._stays_float(_node(a))}
-            result = output
+            terms = [_node(a) for a in node.args[:2]]
+            rounded = [a for a in terms if not self._stays_float(a)]
+            if not every and not (len(rounded) == 1 and not _is_vector(rounded[0]) and any(map(_is_branch, terms))):
+                return
+            inputs = dict.fromkeys(rounded, activation)
+            result = output if every and not (node.target in SUMS and _only_relu_reads(node)) else None
         elif node.target in _JOINS:
             self._join(node, activation)
             return
@@ -208,17 +206,23 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         )
 
     def _stays_float(self, node: Node) -> bool:
-        """Whether a convolution's output, its pixels moved or not, only goes into a sum, which rounds it.
-
-        Of two such terms the second is rounded.
+        """Whether a tensor is a term of a sum that the scheme leaves in float: a convolution's output, its pixels moved
+        or not, that only goes into it - of two such terms the second is rounded -, a constant, or an image that enters
+        in float.
         """
-        if not self.scheme.fused_sums or not _is_branch(node):
+        if node.op == "placeholder":
+            return not self.scheme.quantized_io
+        if not self.scheme.float_terms:
+            return False
+        if node.op == "get_attr":
+            return True
+        if not _is_branch(node):
             return False
         user = next(iter(node.users))
         if user.target in MOVES:
             return self._stays_float(user)
-        branches = [a for a in user.args[:2] if isinstance(a, Node) and _is_branch(a)]
-        return user.target in SUMS and len(user.all_input_nodes) == 2 and branches[0] is node
+        branches = [a for a in user.args[:2] if isinstance(a, Node) and _is_branch(a) and not _is_vector(a)]
+        return user.target in SUMS and len(user.all_input_nodes) == 2 and branches[:1] == [node]
 
     def _is_wide(self, node: Node) -> bool:
         """Whether a node is a convolution that stays in float."""
@@ -245,8 +249,18 @@ def _is_fixed(spec: Any) -> bool:
     return maker is not None and maker.p.keywords.get("fixed") is not None
 
 
+def _only_relu_reads(node: Node) -> bool:
+    """Whether a value is rounded behind a ReLU, which every runtime computes with what writes it."""
+    return len(node.users) == 1 and next(iter(node.users)).target in RELU
+
+
+def _is_vector(node: Node) -> bool:
+    """Whether a value is one number a channel, as a bias that depends on sigma is."""
+    return all(isinstance(size, int) and size == 1 for size in node.meta["val"].shape[2:])
+
+
 def _is_branch(node: Node) -> bool:
-    """Whether a value is what a convolution adds to something, its pixels moved or not."""
+    """Whether a value is a convolution's output, its pixels moved or not, with one reader."""
     if len(node.users) != 1:
         return False
     moved = node.target in MOVES and isinstance(node.args[0], Node)

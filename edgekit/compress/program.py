@@ -125,9 +125,10 @@ class QuantizedProgram:
             if node.target not in SUMS or not leaves(node):
                 continue
             terms = [a for a in node.args[:2] if isinstance(a, Node)]
-            found = [modules.get(str(a.target)) if a.op == "call_module" else None for a in terms]
-            if any(behind(a).op == "placeholder" for a in terms):
-                return next((m for m in found if isinstance(m, LearnedRange) and not m.fixed), None)
+            if not any(_is_image(a) for a in terms):
+                continue
+            found = [modules.get(str(a.target)) for a in terms if a.op == "call_module" and not _is_image(a)]
+            return next((m for m in found if isinstance(m, LearnedRange)), None)
         return None
 
     def shift(self, quantizer: ChannelWeights, bias: str, mean: Tensor) -> None:
@@ -289,6 +290,14 @@ class QuantizedProgram:
             warnings.simplefilter("ignore", FutureWarning)
             result: GraphModule = convert_pt2e(copy.deepcopy(self.module), fold_quantize=fold)
         return result
+
+
+def _is_image(node: Node) -> bool:
+    """Whether a value is what enters the network, quantized or not, its pixels moved or not."""
+    source = behind(node)
+    while source.target in MOVES and isinstance(source.args[0], Node):
+        source = behind(source.args[0])
+    return source.op == "placeholder"
 
 
 def _written_by(node: Node) -> str:

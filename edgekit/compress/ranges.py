@@ -73,6 +73,7 @@ def _lost(
     """What the integers lose with such ranges on the observed images, the mean of 10 log10(1 + share) in dB."""
     for bounds in program.ranges:
         bounds.fit(fit)
+    _pinned(program.residual())
     before = {name: value.detach().clone() for name, value in program.module.named_parameters()}
     if correct:
         correct_biases(program, observed)

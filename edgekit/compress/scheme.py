@@ -20,10 +20,9 @@ class Scheme:
             convolutions.
         quantized_io: the image enters and leaves as integers of scale 1/255 and zero point -128, sigma as integers that
             span the noise range.
-        residual_adds: without `every_tensor`, also quantize what a residual addition adds to a convolution's output, so
-            that the engine can fuse the addition into that convolution (TensorRT).
-        fused_sums: with `every_tensor`, what a convolution writes only to be added to another tensor, or taken from the
-            image, is not rounded on the way: the engine adds it where it is written, in float (OpenVINO).
+        float_terms: what a convolution writes only to be added to another tensor, or taken from it, is not rounded on
+            the way. What it is added to is, also without `every_tensor`, so that TensorRT fuses the sum into the
+            convolution.
         wide: module paths of convolutions that stay in float (for TFLite at least two neighbours: its converter makes a
             lone one between two integer tensors integer again; the layer report shows what came out).
     """
@@ -34,6 +33,5 @@ class Scheme:
     paired: bool = False
     every_tensor: bool = True
     quantized_io: bool = True
-    residual_adds: bool = False
-    fused_sums: bool = False
+    float_terms: bool = False
     wide: frozenset[str] = frozenset()

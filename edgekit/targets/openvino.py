@@ -44,10 +44,10 @@ class OpenVINO(Plain):
         Without VNNI an x86 processor adds two products of 8 by 8 bits in 16, which saturates. Weights of 7 bits would
         leave the room everywhere; where kernels' pairs are known, it is enough that no two neighbours are large
         together, which costs a third of a bit. Every tensor: else the residual stream is float32, whose memory
-        traffic eats what the products gain. But what a convolution adds to it is added before it is written, so that
-        rounding it would cost dB and save next to no time.
+        traffic eats what the products gain. But what a convolution writes only for a sum stays float32 on the way: that
+        costs a few hundredths of the time and wins more dB than anything else would for them (docs/int8.md).
         """
-        return Scheme(name=self.name, paired=True, fused_sums=True)
+        return Scheme(name=self.name, paired=True, float_terms=True)
 
     def lower(
         self,
@@ -201,8 +201,8 @@ def _layers(path: Path, variant: Variant, model: DenoiserModel, tile: int) -> tu
     named = list(zip(ran, parts, strict=True))
     # Of several that a name stands in, the first that runs.
     matches = {name: item for name, _ in wanted for item, names in reversed(named) if name in names}
-    # A convolution that a sum was fused into may have lost its own name to it: what is left over on both sides is the
-    # same, if it is as many and costs as much.
+    # A convolution whose output is subtracted may lose its name: what is left over on both sides is the same, if it is
+    # as many and costs as much.
     unnamed = [item for item, names in named if not names & matches.keys()]
     unmatched = [(name, macs) for name, macs in wanted if name not in matches]
     if _alike([macs for _, macs in unmatched], [item.macs for item in unnamed]):

@@ -41,7 +41,7 @@ class TensorRT(Plain):
             symmetric_activations=True,
             every_tensor=False,
             quantized_io=False,
-            residual_adds=True,
+            float_terms=True,
         )
 
     def lower(

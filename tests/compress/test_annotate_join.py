@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from toys import SmoothBatches, random_model, smooth_tiles
+from toys import WIDTH, SmoothBatches, conv, node, random_model, smooth_tiles
 
 from edgekit.compress.fake_quant import LearnedRange
 from edgekit.compress.program import QuantizedProgram
@@ -40,15 +39,11 @@ def test_skip_and_risen_channels_share_a_scale() -> None:
 
 
 def with_image() -> GraphModel:
-    def conv(name: str, source: str, into: int, out: int) -> dict[str, Any]:
-        layer = {"kernel": [3, 3], "stride": [1, 1], "pad": [1] * 4, "dilation": [1, 1], "groups": 1, "bias": True}
-        return {"op": "conv", "name": name, "inputs": [source], "in": into, "out": out, **layer}
-
     nodes = [
-        conv("a", "noisy", 3, 8),
-        {"op": "concat", "name": "c", "inputs": ["noisy", "a"]},
-        conv("b", "c", 11, 3),
-        {"op": "sub", "name": "o", "inputs": ["noisy", "b"]},
+        {**conv("noisy", 3), "name": "a"},
+        {**node("concat", "noisy", "a"), "name": "c"},
+        {**conv("c", 3 + WIDTH, 3), "name": "b"},
+        {**node("sub", "noisy", "b"), "name": "o"},
     ]
     return GraphModel(channels=3, nodes=nodes, level="none").eval()
 

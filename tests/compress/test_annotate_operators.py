@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from toys import SmoothBatches, smooth_tiles
+from toys import WIDTH, Node, SmoothBatches, conv, node, smooth_tiles
 
 from edgekit.compress.quantize import quantize
 from edgekit.models.graph import GraphModel
 from edgekit.recipe import QuantizeSettings
 from edgekit.targets import registry, tflite_file
 
-Node = dict[str, Any]
-WIDTH = 8
 POOL: Node = {"kernel": [2, 2], "stride": [2, 2], "pad": [0] * 4}
-
-
-def node(op: str, *inputs: str, **settings: Any) -> Node:
-    return {"op": op, "inputs": list(inputs), **settings}
-
-
-def conv(source: str, into: int = WIDTH, out: int = WIDTH) -> Node:
-    layer = {"kernel": [3, 3], "stride": [1, 1], "pad": [1] * 4, "dilation": [1, 1], "groups": 1, "bias": True}
-    return node("conv", source, **{"in": into, "out": out}, **layer)
 
 
 def chain(*operators: list[Node]) -> list[Node]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toys import smooth_images, smooth_tiles
+from toys import conv, node, smooth_images, smooth_tiles
 
 from edgekit.batch import Batch
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.quantize import observe, quantize
 from edgekit.compress.scheme import Scheme
 from edgekit.models import create, load
+from edgekit.models.graph import GraphModel
 from edgekit.recipe import QuantizeSettings
 from edgekit.targets import registry
 
@@ -81,14 +82,13 @@ def test_it_stays_as_it_is_through_training() -> None:
     assert "tail" in [name for name, bounds in program.tensors() if bounds is residual]
 
 
-@pytest.mark.parametrize("target", ["openvino", "tensorrt"])
+@pytest.mark.parametrize("target", ["tflite", "openvino", "tensorrt"])
 def test_a_target_that_leaves_it_in_float_has_none(target: str) -> None:
     program = _observed(20, registry.get(target).scheme())
-    assert program.residual() is None
-    assert not program.exact_residual
     names = [name for name, _ in program.tensors()]
-    assert "tail" not in names
-    assert ("middle.0.project" in names) == (target == "tflite")
+    rounds = target == "tflite"
+    assert (program.residual() is not None) == program.exact_residual == rounds
+    assert ("tail" in names) == ("middle.0.project" in names) == rounds
 
 
 def test_a_network_that_writes_the_image_itself_has_none() -> None:
@@ -96,3 +96,32 @@ def test_a_network_that_writes_the_image_itself_has_none() -> None:
     program = QuantizedProgram(create("autoencoder", widths=[8, 8]).eval(), TFLITE, (0, 20 / 255))
     observe(program, [_batch(20)], QuantizeSettings(steps=0))
     assert program.residual() is None
+
+
+def _additive(moved: bool) -> GraphModel:
+    """noisy + tail(...), or the sum at half the size, whose pixels are moved back."""
+    half = {"block": 2, "order": "channel"}
+    image, width = ("u", 12) if moved else ("noisy", 3)
+    nodes = [
+        {**node("space_to_depth", "noisy", **half), "name": "u"},
+        {**conv(image, width, width), "name": "tail"},
+        {**node("add", image, "tail"), "name": "s"},
+        {**node("depth_to_space", "s", **half), "name": "out"},
+    ]
+    return GraphModel(channels=3, nodes=nodes if moved else nodes[1:3], level="none").eval()
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_is_added_to_the_image_is_found_where_it_is_added(moved: bool) -> None:
+    program = QuantizedProgram(_additive(moved), TFLITE, (0, 20 / 255))
+    observe(program, [_batch(20)], QuantizeSettings(steps=0))
+    residual = program.residual()
+    assert residual is not None
+    assert residual is dict(program.tensors())["layers.tail"]
+
+
+def test_an_image_that_enters_in_float_is_not_rounded_where_it_is_added_to() -> None:
+    program = QuantizedProgram(_additive(moved=False), registry.get("tensorrt").scheme(), (0, 20 / 255))
+    observe(program, [_batch(20)], QuantizeSettings(steps=0))
+    assert program.residual() is None
+    assert [name for name, _ in program.tensors()] == ["noisy before layers.tail"]

@@ -14,6 +14,20 @@ from edgekit.batch import Batch
 from edgekit.models import registry
 from edgekit.models.base import DenoiserModel
 
+# Of a network's list of operators, without its name.
+Node = dict[str, Any]
+# Channels between its layers.
+WIDTH = 8
+
+
+def node(op: str, *inputs: str, **settings: Any) -> Node:
+    return {"op": op, "inputs": list(inputs), **settings}
+
+
+def conv(source: str, into: int = WIDTH, out: int = WIDTH) -> Node:
+    layer = {"kernel": [3, 3], "stride": [1, 1], "pad": [1] * 4, "dilation": [1, 1], "groups": 1, "bias": True}
+    return node("conv", source, **{"in": into, "out": out}, **layer)
+
 
 def smooth_images(count: int, channels: int = 3, size: int = 32, seed: int = 0) -> Tensor:
     """Smooth random images, [N, C, H, W] in 0..1: a wide blur denoises them well."""
