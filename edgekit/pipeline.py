@@ -59,7 +59,8 @@ _MOST_ATTEMPTS = 4
 # estimate of --dry-run only.
 _MACS_PER_STEP = 8500 * 8 * 96 * 96
 _SECONDS = {"step": 0.04, "teacher": 0.06, "qat": 0.13, "start": 15.0, "lower": 25.0, "check": 15.0}
-# Distillation's share when --steps names the steps of both trainings: ranges are soon learned (docs/int8.md).
+# Distillation's share when --steps names the steps of both trainings: ranges are soon learned
+# (docs/int8-experiments.md).
 _DISTILL_SHARE = 0.8
 # MACs per pixel. A quarter of dsunet-s (8,900) costs 0.14 dB, of dsunet-n (2,900) 0.47 (docs/compression.md).
 _SMALL = 5000
@@ -133,7 +134,7 @@ def settings_of(recipe: Recipe) -> tuple[PruneSettings, DistillSettings, Quantiz
     """The stages' settings with the recipe's short forms (`prune`, `steps`, `seed`) put in.
 
     What was not pruned is taught its own outputs and the clean images all the same, on the 8-bit images of a device
-    (docs/int8.md).
+    (docs/int8-experiments.md).
     """
     pruning = recipe.pruning.model_copy(update={"ratio": recipe.prune})
     distillation = recipe.distillation.model_copy(update={"seed": recipe.seed})

@@ -188,8 +188,8 @@ def _loss(program: QuantizedProgram, teacher: DenoiserModel, settings: QuantizeS
 
     An image whose squared distance to the float output is a share s of the float model's own squared error loses about
     10 log10(1 + s) dB. What counts is the root of s: of s itself low noise, which loses most, has nearly all, and high
-    noise ends no better than it began (docs/int8.md). And where integers can do what floats do, this is next to
-    nothing, unlike the distance to a clean image, which stays large whatever is learned.
+    noise ends no better than it began (docs/int8-experiments.md). And where integers can do what floats do, this is
+    next to nothing, unlike the distance to a clean image, which stays large whatever is learned.
     """
     output = program(batch.noisy, batch.sigma)
     loss = output.new_zeros(())

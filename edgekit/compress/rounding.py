@@ -7,8 +7,9 @@ change the layer's output the least, one after the other, given all others, unti
     minimise over Q   (W - s Q) H (W - s Q)^T,   H = the second moment of what the layer reads
 
 as the layerwise objective of AdaRound (Nagel et al. 2020, arXiv:2004.10568) and GPTQ (Frantar et al. 2022,
-arXiv:2210.17323), by coordinate descent. It needs no gradient and takes seconds. QAT finds more (docs/int8.md), and
-what it has learned must not be rounded again: its weights are good as they are rounded, not as they are.
+arXiv:2210.17323), by coordinate descent. It needs no gradient and takes seconds. QAT finds more
+(docs/int8-experiments.md), and what it has learned must not be rounded again: its weights are good as they are rounded,
+not as they are.
 """
 
 from __future__ import annotations

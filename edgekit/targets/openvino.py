@@ -45,7 +45,8 @@ class OpenVINO(Plain):
         leave the room everywhere; where kernels' pairs are known, it is enough that no two neighbours are large
         together, which costs a third of a bit. Every tensor: else the residual stream is float32, whose memory
         traffic eats what the products gain. But what a convolution writes only for a sum stays float32 on the way: that
-        costs a few hundredths of the time and wins more dB than anything else would for them (docs/int8.md).
+        costs a few hundredths of the time and wins more dB than anything else would for them
+        (docs/int8-experiments.md).
         """
         return Scheme(name=self.name, paired=True, float_terms=True)
 

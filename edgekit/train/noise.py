@@ -124,7 +124,7 @@ def _uniform(count: int, low: float, high: float, settings: NoiseSettings, gener
     """One number an image, uniform over a range.
 
     Stratified, each image of a batch draws from a part of the range of its own, in random order: no batch is all low
-    noise or all high. In QAT of dsunet-s it was worth a tenth of the loss (docs/int8.md).
+    noise or all high. In QAT of dsunet-s it was worth a tenth of the loss (docs/int8-experiments.md).
     """
     if not settings.stratified:
         return low + (high - low) * torch.rand(count, generator=generator)
