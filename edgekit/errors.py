@@ -21,6 +21,7 @@ class EdgekitError(Exception):
     ├── BundleError             a bundle that is incomplete, altered, newer than this reader, or unsafe
     ├── OutputExistsError       an output that would be overwritten
     └── EngineError             an inference engine failed to open or run a model
+        └── NoPortableError     it has no kernels with the same bits on every machine
     """
 
 
@@ -85,6 +86,10 @@ class OutputExistsError(EdgekitError):
 
 class EngineError(EdgekitError):
     """An inference engine failed to open or run a model."""
+
+
+class NoPortableError(EngineError):
+    """An inference engine that has no kernels with the same bits on every machine."""
 
 
 def first_line(error: BaseException) -> str:

@@ -25,7 +25,7 @@ from edgekit.compress.evaluate import NoisyTiles, evaluate
 from edgekit.errors import CheckpointError, DataError, ExportError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints, create
 from edgekit.recipe import NoiseSettings, Recipe, load_recipe, make
-from edgekit.runtime.check import check
+from edgekit.runtime.check import check, portable_outputs
 from edgekit.stage_data import open_stage_data
 from edgekit.targets import registry as targets
 from edgekit.train.images import open_images
@@ -115,6 +115,14 @@ def test_golden_tiles_hold_every_noise_level(bundle: Bundle) -> None:
     golden = bundle.golden()
     assert golden.levels() == (5.0, 15.0, 25.0, 50.0)
     assert golden.kernels == "xnnpack"
+
+
+def test_a_device_without_xnnpack_can_be_told_that_the_file_is_whole(bundle: Bundle) -> None:
+    golden, (default, *_) = bundle.golden(), bundle.manifest.variants
+    assert golden.portable is not None
+    assert golden.portable_at is not None
+    again = portable_outputs(bundle, default, golden.noisy[golden.portable_at], golden.sigma[golden.portable_at])
+    np.testing.assert_array_equal(again, golden.portable)
 
 
 def test_nothing_but_the_bundle_is_left(bundle: Bundle) -> None:

@@ -20,6 +20,9 @@ from edgekit.targets import tflite_file
 
 _MOVES = ("TRANSPOSE", "RESHAPE")
 _ELEMENTWISE = ("ADD", "SUB", "MUL")
+# Of SPACE_TO_DEPTH and DEPTH_TO_SPACE. Version 2 only announces 8 bits; TFLite's plain kernels, which compute those,
+# too, and are what proves a bundle where XNNPACK is missing, are registered as version 1 alone.
+_VERSION = 1
 Array = NDArray[Any]
 
 
@@ -200,9 +203,10 @@ class _Graph:
         value = getattr(self.schema.BuiltinOperator, op)
         for index, code in enumerate(self.model.operatorCodes):
             if value == code.builtinCode:
+                code.version = _VERSION
                 return index
         code = self.schema.OperatorCodeT()
-        code.builtinCode, code.deprecatedBuiltinCode, code.version = value, min(value, 127), 2
+        code.builtinCode, code.deprecatedBuiltinCode, code.version = value, min(value, 127), _VERSION
         self.model.operatorCodes.append(code)
         return len(self.model.operatorCodes) - 1
 

@@ -14,7 +14,7 @@ from golden_bundle import double_scale, edit_golden, edit_manifest, rehash, writ
 import edgekit.runtime.check as checking
 from edgekit.bundle import reader, writer
 from edgekit.bundle.manifest import LayerReport, Sensitivity, Thresholds
-from edgekit.errors import BundleError, MissingExtraError, UnknownNameError
+from edgekit.errors import BundleError, EngineError, MissingExtraError, UnknownNameError
 from edgekit.runtime.check import judge, recorded
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.engines import litert
@@ -150,6 +150,20 @@ def test_without_portable_tiles_nothing_would_tell_an_altered_file(bundle: Path,
     assert not found.passed
     assert found.agreement.portable is None
     assert "portable kernels, which would tell an altered file, are missing" in found.reasons[-1]
+
+
+def test_a_host_whose_portable_kernels_cannot_run_the_file_says_so(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*arguments: Any, **settings: Any) -> None:
+        raise EngineError("no kernel for DEPTH_TO_SPACE version 2\n(a second line)")
+
+    monkeypatch.setattr(checking, "open_engine", refuse)
+    with reader.read(bundle) as found:
+        bare = replace(found.golden(), portable=None, portable_at=None)
+        assert checking.with_portable(bare, found) is bare
+    (told,) = caplog.messages
+    assert "portable kernels cannot run golden-tiny.int8.tflite (no kernel for DEPTH_TO_SPACE version 2)" in told
 
 
 def test_another_name_does_not_make_an_integer_file_a_float_one(bundle: Path) -> None:

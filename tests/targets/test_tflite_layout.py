@@ -107,6 +107,17 @@ def test_xnnpack_takes_what_came_out(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [d["op_name"] for d in interpreter._get_ops_details()].count("DELEGATE") == 1
 
 
+def test_the_plain_kernels_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What proves a bundle on a device without XNNPACK (docs/bundle.md).
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    path = raw(tmp_path / "x.tflite", quantized().converted(), monkeypatch, blind=False, quantized=True)
+    plain = OpResolverType.BUILTIN_REF
+    interpreter = Interpreter(str(simplified(path)), num_threads=1, experimental_op_resolver_type=plain)
+    interpreter.allocate_tensors()
+    interpreter.invoke()
+
+
 def test_a_float_file_computes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     path = raw(tmp_path / "x.tflite", Shuffles(after_add=False), monkeypatch, blind=True, quantized=False)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import Variant
-from edgekit.errors import EngineError, MissingExtraError, RecipeError
+from edgekit.errors import MissingExtraError, NoPortableError, RecipeError
 from edgekit.runtime.unreported import unreported
 
 
@@ -191,4 +191,4 @@ def require(name: str, path: Path, *, portable: bool) -> None:
     if found.library is None:
         raise MissingExtraError(f"running {path.name} needs {name}: {found.problem}: {found.fix}")
     if portable:
-        raise EngineError(f"{name} has no portable kernels: its bits may differ from machine to machine")
+        raise NoPortableError(f"{name} has no portable kernels: its bits may differ from machine to machine")

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.bundle.manifest import TensorSpec, Variant
-from edgekit.errors import EngineError, MissingExtraError
+from edgekit.errors import EngineError, MissingExtraError, NoPortableError
 from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount
 from edgekit.runtime.native_stderr import without_lines
 from edgekit.runtime.tensors import line
@@ -207,7 +207,7 @@ def _portable(factory: Any, library: str) -> dict[str, Any]:
     """The option that selects TFLite's plain C++ kernels: no SIMD, so the same integers everywhere."""
     kinds = getattr(sys.modules.get(factory.__module__), "OpResolverType", None)
     if kinds is None:
-        raise EngineError(f"{library} has no choice of kernels: pip install -U 'edgekit[litert]'")
+        raise NoPortableError(f"{library} has no choice of kernels: pip install -U 'edgekit[litert]'")
     return {"experimental_op_resolver_type": kinds.BUILTIN_REF}
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgekit.bundle import build_engine
 from edgekit.bundle.build_engine import CannotTellError, Machine, MissingLibraryError, Session, TensorRTError
 from edgekit.bundle.manifest import Variant
-from edgekit.errors import EngineError, MissingExtraError
+from edgekit.errors import EngineError, MissingExtraError, NoPortableError
 from edgekit.runtime import tensors
 from edgekit.runtime.engines.base import DEFAULTS, Availability, EngineOptions, OperatorCount
 
@@ -77,7 +77,7 @@ def open(  # noqa: D103 - see base.EngineModule
 ) -> TensorRTEngine:
     options.refuse(NAME)
     if portable:
-        raise EngineError("tensorrt has no portable kernels: every GPU model and version computes its own bits")
+        raise NoPortableError("tensorrt has no portable kernels: every GPU model and version computes its own bits")
     try:
         here = build_engine.machine()
     except MissingLibraryError as error:
