@@ -110,7 +110,7 @@ class NoiseSettings(Settings):
     # jpeg, mixed, camera: libjpeg's quality.
     quality: tuple[JpegQuality, JpegQuality] = (30, 95)
     # gaussian, poisson-gaussian, salt-and-pepper, mixed: spread the strengths of each batch over their ranges,
-    # instead of drawing each alone. Off: as the weights that ship were trained.
+    # instead of drawing each alone.
     stratified: bool = True
     # camera: standard deviation, in pixels, of the camera's own filter of the noise; demosaicking comes on top.
     grain: tuple[GrainPixels, GrainPixels] = (0.0, 1.0)
