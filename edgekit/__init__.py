@@ -17,7 +17,7 @@ from edgekit._version import __version__
 from edgekit.errors import EdgekitError
 
 if TYPE_CHECKING:
-    from edgekit.api import compress, compress_all, finetune, search, train
+    from edgekit.api import compress, compress_all, evaluate, finetune, search, train
     from edgekit.bundle.reader import Bundle
     from edgekit.runtime.check import check
     from edgekit.runtime.denoiser import Denoiser, open
@@ -32,6 +32,7 @@ __all__ = [
     "check",
     "compress",
     "compress_all",
+    "evaluate",
     "finetune",
     "open",
     "search",
@@ -45,6 +46,7 @@ _WHERE = {
     "Verdict": "edgekit.runtime.verdict",
     "check": "edgekit.runtime.check",
     "compress_all": "edgekit.api",
+    "evaluate": "edgekit.api",
     "finetune": "edgekit.api",
     "open": "edgekit.runtime.denoiser",
 }

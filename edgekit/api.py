@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from edgekit.extras import needed
 
 if TYPE_CHECKING:
     from edgekit.bundle.reader import Bundle
+    from edgekit.evaluation import Evaluation
     from edgekit.pipeline import Progress
     from edgekit.runtime.verdict import Verdict
     from edgekit.search.study import Search
@@ -262,6 +263,44 @@ def finetune(
             progress=progress,
             on_verdict=on_verdict,
         )
+
+
+def evaluate(
+    what: PathLike | Sequence[PathLike],
+    data: PathLike,
+    *,
+    sigma: float | Sequence[float] | str | None = None,
+    model: str | None = None,
+    variant: str | None = None,
+    unclipped: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure bundles and models on a folder of images, all under the same noise.
+
+    Args:
+        what: one or several bundles, shipped weights, weight files, and networks of your own (.onnx, .keras, .pt2).
+        data: folder of clean images, or of pairs in noisy/ and clean/.
+        sigma: noise levels in 8-bit units, for clean images: 25, or (15, 25); 5, 15, 25 and 50. For pairs one level
+            that all are told, or "auto", which estimates it; the root mean square of noisy - clean.
+        model: what weight files are of that do not say so themselves.
+        variant: of bundles, which model file; their default one.
+        unclipped: noise neither clipped nor rounded, as papers measure; for models alone.
+        threads: CPU threads of bundles; as many as there are, at most 4.
+        progress: called as progress(stage, done, total, text).
+    Returns: PSNR and SSIM of the noisy images and of each result, by noise level.
+    Raises: RecipeError, ShapeError, DataError, UnknownNameError, CheckpointError, BundleError, EngineError,
+        MissingExtraError.
+    """
+    with needed("evaluate", "train"):
+        from edgekit.evaluation import evaluate as run
+
+        several = [what] if isinstance(what, str | os.PathLike) else what
+        levels = (sigma,) if isinstance(sigma, int | float) else sigma
+        return run(
+            several, data, sigma=levels, model=model, variant=variant, unclipped=unclipped, threads=threads,
+            progress=progress,
+        )  # fmt: skip
 
 
 def search(

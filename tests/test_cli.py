@@ -30,7 +30,7 @@ from edgekit.runtime.images import load
 
 COMMANDS = (
     "compress", "train", "lint", "finetune", "search", "profile",
-    "check", "bench", "denoise", "inspect", "models", "doctor",
+    "check", "bench", "evaluate", "denoise", "inspect", "models", "doctor",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from edgekit.errors import EdgekitError
 
 _PUBLIC = [
     *("Bundle", "Denoiser", "EdgekitError", "Verdict", "__version__"),
-    *("check", "compress", "compress_all", "finetune", "open", "search", "train"),
+    *("check", "compress", "compress_all", "evaluate", "finetune", "open", "search", "train"),
 ]
 
 

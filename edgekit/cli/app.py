@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from edgekit._version import __version__
-from edgekit.cli import bench, denoise, device, finetune, host, lint, overview, profile, search
+from edgekit.cli import bench, denoise, device, evaluate, finetune, host, lint, overview, profile, search
 
 app = typer.Typer(
     name="edgekit",
@@ -44,6 +44,7 @@ for command in (
     profile.profile,
     device.check,
     bench.bench,
+    evaluate.evaluate,
     denoise.denoise,
     device.inspect,
     overview.models,

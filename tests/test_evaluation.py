@@ -1,0 +1,113 @@
+"""Bundles and models on images of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from golden_bundle import write_tiny
+from PIL import Image
+from smooth_folder import write_smooth
+
+import edgekit
+from edgekit import models, train
+from edgekit.errors import DataError, EdgekitError
+from edgekit.runtime.quality import psnr
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("evaluate") / "golden-tiny-tflite.edgekit")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_smooth(tmp_path_factory.mktemp("photos"), 2)
+
+
+@pytest.fixture(scope="module")
+def pairs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise of deviation 20."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    for kind in ("noisy", "clean"):
+        (folder / kind).mkdir()
+    for path in photos.glob("*.png"):
+        clean = np.asarray(Image.open(path).convert("RGB"))
+        noisy = (clean + rng.normal(0, 20, clean.shape)).round().clip(0, 255).astype(np.uint8)
+        Image.fromarray(clean).save(folder / "clean" / path.name)
+        Image.fromarray(noisy).save(folder / "noisy" / path.name)
+    return folder
+
+
+def test_a_bundle_and_a_model_under_the_same_noise(bundle: Path, photos: Path) -> None:
+    found = edgekit.evaluate(["dsunet-n", bundle], photos, sigma=(15, 50))
+    assert found.names == ("dsunet-n", "golden-tiny-tflite.edgekit int8")
+    assert (found.images, found.told, [level.sigma for level in found.levels]) == (2, "sigma", [15, 50])
+    faint, strong = found.levels
+    # 20 log10(255 / 15), but for what clipping takes.
+    assert faint.noisy.psnr == pytest.approx(24.6, abs=0.5)
+    assert strong.noisy.psnr < faint.noisy.psnr
+    assert faint.found[0].psnr > faint.noisy.psnr + 5
+    assert faint.found[0].ssim > faint.noisy.ssim
+    assert edgekit.evaluate(bundle, photos, sigma=15).levels[0].found == faint.found[1:]
+    with edgekit.open(bundle) as denoiser:
+        by_hand = []
+        for path in sorted(photos.glob("*.png")):
+            clean = np.asarray(Image.open(path).convert("RGB"))
+            noise = np.random.RandomState(0).normal(0, 15 / 255, clean.shape)
+            noisy = ((clean / 255 + noise).clip(0, 1) * 255).round().astype(np.uint8)
+            by_hand.append(psnr(denoiser(noisy, sigma=15), clean))
+    assert faint.found[1].psnr == pytest.approx(np.mean(by_hand), abs=1e-9)
+
+
+@pytest.mark.parametrize("unclipped", [False, True])
+def test_it_agrees_with_how_training_measures(unclipped: bool, photos: Path) -> None:
+    (level,) = edgekit.evaluate("dsunet-n", photos, sigma=25, unclipped=unclipped).levels
+    images = train.open_images(photos, validation_share=0).training
+    wanted = train.evaluate(models.load("dsunet-n"), images, 25, device_input=not unclipped)
+    assert level.found[0].psnr == pytest.approx(wanted.psnr, abs=1e-3)
+
+
+def test_pairs_are_told_what_their_noise_measures(pairs: Path) -> None:
+    measured, fixed, estimated, wrong = (
+        edgekit.evaluate("dsunet-n", pairs, sigma=sigma) for sigma in (None, 20, "auto", 3)
+    )
+    assert [found.told for found in (measured, fixed, estimated)] == ["rms", "sigma", "auto"]
+    assert measured.levels[0].sigma is None
+    right, by_name, bad = (found.levels[0].found[0].psnr for found in (measured, fixed, wrong))
+    assert right == pytest.approx(by_name, abs=0.2)
+    assert bad < right - 1
+    assert estimated.levels[0].found[0].psnr > bad
+
+
+@pytest.mark.parametrize(
+    ("what", "settings", "told"),
+    [
+        ([], {}, "nothing to evaluate: name bundles or models"),
+        (["dsunet-n", "dsunet-s-gray"], {}, r"gray and of colour .* \(dsunet-n: colour, dsunet-s-gray: gray\)"),
+        ("dsunet-q", {}, r"unknown bundle or weights 'dsunet-q': .* \(did you mean 'dsunet-"),
+        ("none.edgekit", {}, r"none\.edgekit"),
+        ("dsunet-n", {"sigma": 300}, "sigma is 300: expected levels of 0 to 255"),
+        ("dsunet-n", {"sigma": "auto"}, "sigma auto is for pairs"),
+        ("dsunet-n", {"sigma": "15,25"}, "sigma is '15,25': expected levels"),
+    ],
+)
+def test_what_cannot_be_measured(what: Any, settings: dict[str, Any], told: str, photos: Path) -> None:
+    with pytest.raises(EdgekitError, match=told):
+        edgekit.evaluate(what, photos, **settings)
+
+
+def test_what_data_cannot_have(bundle: Path, pairs: Path, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(EdgekitError, match="takes images of 8 bits: unclipped noise is for models"):
+        edgekit.evaluate(bundle, photos, unclipped=True)
+    with pytest.raises(EdgekitError, match="2 noise levels for pairs"):
+        edgekit.evaluate("dsunet-n", pairs, sigma=(15, 25))
+    with pytest.raises(EdgekitError, match="pairs bring 8-bit noise of their own"):
+        edgekit.evaluate("dsunet-n", pairs, unclipped=True)
+    with pytest.raises(DataError, match="holds no images"):
+        edgekit.evaluate("dsunet-n", tmp_path)
+    with pytest.raises(DataError, match="equals its clean one"):
+        edgekit.evaluate("dsunet-n", photos, sigma=0)
