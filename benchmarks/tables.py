@@ -22,7 +22,7 @@ from typing import Any
 # So that `python benchmarks/tables.py` finds its neighbours as `python -m benchmarks.tables` does.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import published, results
+from benchmarks import published, results, settings
 from benchmarks.console import leave, say
 from benchmarks.contestants import CAMERA, OTHERS, STUDENT, TEACHER
 from benchmarks.int8 import way
@@ -40,6 +40,7 @@ FILES = {
     ROOT / "docs" / "compression.md": ("ablation",),
     ROOT / "docs" / "models.md": ("zoo", "exports"),
     ROOT / "docs" / "targets.md": ("speed", "large"),
+    ROOT / "docs" / "settings.md": ("settings",),
     **{ROOT / "edgekit" / "models" / "weights" / f"{name}.md": (f"card-{name}",) for name in (*_SHIPPED, CAMERA)},
 }
 _BLOCK = re.compile(r"(?P<begin><!-- generated:(?P<name>[\w-]+) -->\n).*?(?P<end><!-- /generated:(?P=name) -->)", re.S)
@@ -462,6 +463,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "real": real,
     "zoo": zoo,
     "exports": exported,
+    "settings": settings.page,
     **{f"card-{name}": functools.partial(card, model=name) for name in _SHIPPED},
     f"card-{CAMERA}": real,
 }

@@ -172,8 +172,11 @@ class TrainSettings(Settings):
     """One training run."""
 
     steps: PositiveInt = 35_000
+    # Crops a step, on each device.
     batch: PositiveInt = 8
+    # Their side, in pixels.
     patch: PositiveInt = 96
+    # Batches a step.
     accumulate: PositiveInt = 1
     # Weights of l1, mse, rmse, charbonnier, frequency, feature and lpips, which may be mixed.
     loss: dict[str, float] = {"l1": 1.0}
@@ -190,30 +193,39 @@ class TrainSettings(Settings):
     self_supervised_spacing: Annotated[int, Field(ge=1, le=8)] = 1
     # Muon: a separable U-Net learns several times faster than with AdamW.
     optimizer: Literal["adamw", "muon"] = "muon"
+    # At its highest: it rises over the warm-up and falls to 0 by a cosine.
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
     # Steps of linear rise, here and in the other stages: at most a tenth of the run.
     warmup: Annotated[int, Field(ge=0)] = 500
+    # The longest that a gradient may be.
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    # Of the average of the weights, which is what is validated and written: how much of it a step keeps.
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
     # "auto": bf16-mixed where the processor multiplies bfloat16, else 32-true.
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     seed: Seed = 0
+    # Of the images, held out to validate on; at least one, unless it is 0.
     validation_share: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    # Steps.
     validate_every: PositiveInt = 2000
     # Stop when so many validations in a row brought no better PSNR, and keep the best weights; 0 never stops.
     patience: Annotated[int, Field(ge=0)] = 0
+    # Steps between checkpoints.
     save_every: PositiveInt = 1000
+    # Write the log and images for TensorBoard, too.
     tensorboard: bool = False
     # Patterns (fnmatch) of parameter names: those frozen, and factors on the learning rate (the first match counts).
     freeze: tuple[str, ...] = ()
     learning_rate_factors: dict[str, Annotated[float, Field(gt=0)]] = {}
     # With a teacher: its share of the loss; the clean images have the rest.
     teacher_weight: Probability = 0.5
-    # Passed on to Lightning Fabric. `batch` is per device.
+    # Passed on to Lightning Fabric, as are the next three: cpu, cuda, mps, or auto.
     accelerator: str = "auto"
+    # A number, auto for all, or indices with commas: "3,".
     devices: Annotated[int | str, BeforeValidator(_parse_devices)] = 1
     num_nodes: PositiveInt = 1
+    # auto, ddp and its variants: the whole model on every device.
     strategy: str = "auto"
     # Seconds that a process waits for the others, which wait while the first one validates; then the run ends.
     process_timeout: Annotated[float, Field(gt=0)] = 1800.0
@@ -238,6 +250,7 @@ class PruneSettings(Settings):
     # "taylor": the effect on the loss, on so many noisy batches, a residual stream's readers weighed together.
     # Baselines: "taylor-sum", as published, which adds them up; "l1", the norm of the weights.
     criterion: Literal["taylor", "taylor-sum", "l1"] = "taylor"
+    # Noisy batches that the effect on the loss is measured on.
     batches: PositiveInt = 16
 
 
@@ -246,14 +259,15 @@ class DistillSettings(Settings):
 
     # 0 leaves the stage out.
     steps: Annotated[int, Field(ge=0)] = 3000
-    # What the caller draws the batches with.
+    # Crops a batch.
     batch: PositiveInt = 8
+    # Their side, in pixels.
     patch: PositiveInt = 96
     # The student cycles through so many batches, on which the teacher runs once.
     cache_batches: PositiveInt = 256
     # One of l1, mse, rmse, charbonnier and frequency.
     loss: str = "l1"
-    # As in TrainSettings.
+    # As in training.
     balance_sigma: bool = False
     # Weights of the distances to the teacher's output, to the clean image, and to the teacher's features. Unless
     # a recipe names one of the first two, `compress` on the built-in images takes 0.75 and 0.25.
@@ -284,6 +298,7 @@ class QuantizeSettings(Settings):
 
     # 0 is calibration alone (post-training quantization).
     steps: Annotated[int, Field(ge=0)] = 300
+    # Noisy batches that ranges are observed on.
     calibration_batches: PositiveInt = 8
     # Where ranges begin: of least squared error over a sample of each tensor, of least error image by image, or at its
     # extremes, as most tools do. auto: least-squares; without steps the first two are tried and the better one is kept.
@@ -328,6 +343,7 @@ class Recipe(Settings):
     # What to compress: a registered model, with its shipped weights unless `weights` names a file; or a network of the
     # user's own: net.py:make (with or without `weights`), .pt2, .onnx, .keras, .h5, a SavedModel folder.
     model: str = "dsunet-s"
+    # A weight file for it; none: those that ship.
     weights: Path | None = None
     # Who teaches the pruned student: "original" (the model before pruning), a registered model with shipped weights,
     # a weight file, a network's file (.onnx, .keras), or "none".
@@ -348,6 +364,7 @@ class Recipe(Settings):
     target: str = Field(json_schema_extra={"example": "tflite"})
     # Who makes the integers: edgekit learns ranges (QAT); "nncf" is NNCF's post-training quantization, for OpenVINO.
     quantizer: Literal["edgekit", "nncf"] = "edgekit"
+    # Of the bundle's default file; nothing is quantized for the other two.
     precision: Literal["int8", "fp16", "fp32"] = "int8"
     # Refuse weights, teachers and images that are for research or non-commercial use alone, or do not say.
     license_clean: bool = False

@@ -73,6 +73,22 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
     return RecipeError(f"{value}: expected {_KINDS[kind]}" if kind in _KINDS else f"{value}: {first['msg']}")
 
 
+def taken(cls: type[BaseModel], name: str) -> str:
+    """What a setting takes, in words; empty where its type says no more than that."""
+    node = _node(cls, (name,))
+    if "enum" in node:
+        return ", ".join(str(value) for value in node["enum"])
+    if node.get("type") == "boolean":
+        return _KINDS["bool_type"]
+    if node.get("type") in ("integer", "number"):
+        return (
+            _bounds(node)
+            if _LIMITS & node.keys()
+            else _KINDS[f"{'int' if node['type'] == 'integer' else 'float'}_type"]
+        )
+    return ""
+
+
 def places(cls: type[BaseModel], name: str) -> list[str]:
     """The settings of a class that have one of that name in them."""
     schema = cls.model_json_schema()
