@@ -26,6 +26,8 @@ _SECTIONS = (
     (recipe.FinetuneRecipe, "`edgekit finetune`", "at the top; `train` and `quantization` as above"),
     (recipe.SearchRecipe, "`edgekit search`", "at the top; `train` as above"),
 )
+# What a run writes into the file.
+_TOLD = {"images", "versions"}
 _FIELD = re.compile(r"    (?P<name>[a-z]\w*): ")
 
 
@@ -39,6 +41,8 @@ def _section(cls: type[BaseModel], command: str, place: str) -> str:
     lines = [f"**{command}**, {place}: {(inspect.getdoc(cls) or '').splitlines()[0]}", ""]
     lines += ["| setting | default | takes | |", "| --- | --- | --- | --- |"]
     for name, field in cls.model_fields.items():
+        if name in _TOLD:
+            continue
         default = "needed" if field.is_required() else _default(field.get_default(call_default_factory=True))
         cells = (f"`{name}`", default, taken(cls, name), said.get(name, ""))
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -296,7 +297,7 @@ def evaluate(
         from edgekit.evaluation import evaluate as run
 
         several = [what] if isinstance(what, str | os.PathLike) else what
-        levels = (sigma,) if isinstance(sigma, int | float) else sigma
+        levels = (float(sigma),) if isinstance(sigma, numbers.Real) else sigma
         return run(
             several, data, sigma=levels, model=model, variant=variant, unclipped=unclipped, threads=threads,
             progress=progress,

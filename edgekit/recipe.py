@@ -215,8 +215,9 @@ class TrainSettings(Settings):
     save_every: PositiveInt = 1000
     # Write the log and images for TensorBoard, too.
     tensorboard: bool = False
-    # Patterns (fnmatch) of parameter names: those frozen, and factors on the learning rate (the first match counts).
+    # Patterns (fnmatch) of parameter names that are frozen.
     freeze: tuple[str, ...] = ()
+    # The same, and what the learning rate is multiplied by there; the first match counts.
     learning_rate_factors: dict[str, Annotated[float, Field(gt=0)]] = {}
     # With a teacher: its share of the loss; the clean images have the rest.
     teacher_weight: Probability = 0.5
@@ -272,6 +273,7 @@ class DistillSettings(Settings):
     # Weights of the distances to the teacher's output, to the clean image, and to the teacher's features. Unless
     # a recipe names one of the first two, `compress` on the built-in images takes 0.75 and 0.25.
     output_weight: Annotated[float, Field(ge=0)] = 0.5
+    # See output_weight, here and in the next.
     clean_weight: Annotated[float, Field(ge=0)] = 0.5
     feature_weight: Annotated[float, Field(ge=0)] = 0.0
     # Module of the student -> module of the teacher whose output it imitates, e.g. {"middle": "middle"}.
@@ -429,8 +431,9 @@ class TrainRecipe(Settings):
     channels: Literal[1, 3] | None = None
     # A folder of clean images, or of pairs (noisy/ and clean/); None is the built-in set.
     data: Path | None = None
-    # Start from these instead of random weights, and imitate this model: shipped names or weight files.
+    # Start from these instead of random weights: a shipped name or a weight file.
     weights: str | None = None
+    # Imitate this model: a shipped name or a weight file.
     teacher: str | None = None
     # `weights` are of a smaller network of the same architecture: this one begins as the same function.
     grow: bool = False
@@ -541,11 +544,13 @@ class SearchRecipe(Settings):
     data: Path | None = None
     # Refuse images that are for research or non-commercial use alone.
     license_clean: bool = False
-    # Candidates in all, those over the budget and other machines' included, and training steps of each.
+    # Candidates in all, those over the budget and other machines' included.
     trials: PositiveInt = 20
+    # Of the training of each candidate.
     steps: PositiveInt = 1500
-    # CPU threads and the tile that a candidate is timed with.
+    # CPU threads that a candidate is timed with.
     threads: PositiveInt = 1
+    # Height and width of the input that it is timed on, in pixels.
     tile: Annotated[int, Field(ge=32, le=4096)] = 512
     # A file, or a database's URL, that several machines may share; None is a file beside the recipe that is written.
     storage: str | None = None
@@ -580,11 +585,13 @@ class FinetuneRecipe(Settings):
 
     # A bundle, or a model by name: with its shipped weights, or `weights`.
     model: Annotated[str, Field(json_schema_extra={"flag": "BUNDLE_OR_MODEL"})]
+    # Of a model: a shipped name or a weight file.
     weights: str | None = None
     # New images: clean ones, to which `train.noise` is added, or pairs with their own noise.
     data: Path
-    # Old images: None is the built-in set. Their noises, one or a list: none is those that the model knows.
+    # Old images: None is the built-in set.
     replay: Path | None = None
+    # Their noises, one or a list: none is those that the model knows.
     replay_noise: Annotated[tuple[NoiseSettings, ...], BeforeValidator(_listed)] = ()
     # Of each batch; 0 replays nothing, and below 1, or no new image would be shown.
     replay_share: Annotated[float, Field(ge=0, lt=1)] = 0.5

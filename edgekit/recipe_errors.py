@@ -50,10 +50,11 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
         names = sorted(_node(cls, location[:-1]).get("properties", {}))
         near = difflib.get_close_matches(str(location[-1]), names, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        if len(location) == 1 and (inside := places(cls, name)):
-            hint = f" ({name!r} stands under {' or '.join(inside)})"
-        elif len(location) > 1 and location[-1] in cls.model_fields:
-            hint = f" ({str(location[-1])!r} stands beside {location[0]!r}, not in it)"
+        leaf = str(location[-1])
+        if inside := places(cls, leaf, location[:-1]):
+            hint = f" ({leaf!r} stands under {' or '.join(inside)})"
+        elif len(location) > 1 and leaf in cls.model_fields:
+            hint = f" ({leaf!r} stands beside {location[0]!r}, not in it)"
         return RecipeError(f"{prefix}unknown setting {name!r}: expected one of {', '.join(names)}{hint}")
     if kind == "missing":
         flag = name.replace("_", "-")
@@ -75,25 +76,25 @@ def word(error: ValidationError, cls: type[BaseModel], where: str) -> RecipeErro
 
 def taken(cls: type[BaseModel], name: str) -> str:
     """What a setting takes, in words; empty where its type says no more than that."""
+    choices = cls.model_json_schema()["properties"][name].get("anyOf", ())
+    if sum(choice.get("type") != "null" for choice in choices) > 1:
+        return ""
     node = _node(cls, (name,))
     if "enum" in node:
         return ", ".join(str(value) for value in node["enum"])
     if node.get("type") == "boolean":
         return _KINDS["bool_type"]
     if node.get("type") in ("integer", "number"):
-        return (
-            _bounds(node)
-            if _LIMITS & node.keys()
-            else _KINDS[f"{'int' if node['type'] == 'integer' else 'float'}_type"]
-        )
+        return _bounds(node).rstrip()
     return ""
 
 
-def places(cls: type[BaseModel], name: str) -> list[str]:
-    """The settings of a class that have one of that name in them."""
+def places(cls: type[BaseModel], name: str, location: tuple[int | str, ...] = ()) -> list[str]:
+    """The settings of a class, or of one of its settings, that have one of that name in them."""
     schema = cls.model_json_schema()
-    settings: dict[str, Any] = schema.get("properties", {})
-    return [outer for outer, node in settings.items() if name in _resolve(node, schema).get("properties", {})]
+    settings: dict[str, Any] = _node(cls, location).get("properties", {})
+    found = [outer for outer, node in settings.items() if name in _resolve(node, schema).get("properties", {})]
+    return [".".join([*(part for part in location if isinstance(part, str)), outer]) for outer in found]
 
 
 def _node(cls: type[BaseModel], location: tuple[int | str, ...]) -> dict[str, Any]:

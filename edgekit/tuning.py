@@ -43,7 +43,6 @@ _log = logging.getLogger(__name__)
 RECIPE, TABLE = "recipe.yaml", "finetune.json"
 # Batches that are looked at for the levels of a noise.
 _LOOKS = 16
-_BUNDLES = (".edgekit", ".zip")
 _OURS = (FILE, WEIGHTS, RECIPE, TABLE, LOG)
 
 
@@ -240,10 +239,10 @@ def _start(recipe: FinetuneRecipe) -> _Start:
     """The model to tune, from a bundle, or by name; names come first."""
     source = Path(recipe.model)
     named = recipe.model in models.names() or recipe.model in checkpoints.shipped()
-    if not (named or source.exists() or source.suffix in (*_BUNDLES, *checkpoints.SUFFIXES)):
+    if not (named or source.exists() or source.suffix in (*reader.SUFFIXES, *checkpoints.SUFFIXES)):
         known = ["a bundle (.edgekit, .zip)", "a weight file", *models.names(), *checkpoints.shipped()]
         raise UnknownNameError.unknown("bundle or model", recipe.model, set(known))
-    if named or not (source.exists() or source.suffix in _BUNDLES):
+    if named or not (source.exists() or source.suffix in reader.SUFFIXES):
         name = recipe.weights or recipe.model
         if recipe.weights is None and recipe.model in models.names() and recipe.model not in checkpoints.shipped():
             raise RecipeError(f"{recipe.model} comes without weights: name the file to go on from, --weights FILE")

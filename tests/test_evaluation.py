@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from golden_bundle import write_tiny
 from PIL import Image
 from smooth_folder import write_smooth
 
 import edgekit
 from edgekit import models, train
+from edgekit.cli.outcome import run
 from edgekit.errors import DataError, EdgekitError
 from edgekit.runtime.quality import psnr
 
@@ -90,7 +94,13 @@ def test_pairs_are_told_what_their_noise_measures(pairs: Path) -> None:
         (["dsunet-n", "dsunet-s-gray"], {}, r"gray and of colour .* \(dsunet-n: colour, dsunet-s-gray: gray\)"),
         ("dsunet-q", {}, r"unknown bundle or weights 'dsunet-q': .* \(did you mean 'dsunet-"),
         ("none.edgekit", {}, r"none\.edgekit"),
-        ("dsunet-n", {"sigma": 300}, "sigma is 300: expected levels of 0 to 255"),
+        ("dncnn-25", {}, "dncnn-25 comes without weights: name a file of them"),
+        ("photo.png", {}, r"unknown bundle or weights 'photo\.png'"),
+        ("", {}, "unknown bundle or weights ''"),
+        ("dsunet-n", {"sigma": 300}, "sigma is 300: expected levels above 0 and up to 255"),
+        ("dsunet-n", {"sigma": 0}, "sigma is 0: expected levels above 0"),
+        ("dsunet-n", {"model": "dsunet-n"}, "model is 'dsunet-n', but every one says itself what it is of"),
+        ("dsunet-n", {"variant": "int8"}, "variant is 'int8', but there is no bundle"),
         ("dsunet-n", {"sigma": "auto"}, "sigma auto is for pairs"),
         ("dsunet-n", {"sigma": "15,25"}, "sigma is '15,25': expected levels"),
     ],
@@ -103,11 +113,73 @@ def test_what_cannot_be_measured(what: Any, settings: dict[str, Any], told: str,
 def test_what_data_cannot_have(bundle: Path, pairs: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(EdgekitError, match="takes images of 8 bits: unclipped noise is for models"):
         edgekit.evaluate(bundle, photos, unclipped=True)
+    with pytest.raises(EdgekitError, match=r"sigma is 60: golden-tiny-tflite\.edgekit int8 takes 0 to 55"):
+        edgekit.evaluate(["dsunet-n", bundle], photos, sigma=(25, 60))
+    with pytest.raises(EdgekitError, match=r"golden-tiny-tflite\.edgekit: unknown variant 'int9'"):
+        edgekit.evaluate(bundle, photos, variant="int9")
     with pytest.raises(EdgekitError, match="2 noise levels for pairs"):
         edgekit.evaluate("dsunet-n", pairs, sigma=(15, 25))
     with pytest.raises(EdgekitError, match="pairs bring 8-bit noise of their own"):
         edgekit.evaluate("dsunet-n", pairs, unclipped=True)
     with pytest.raises(DataError, match="holds no images"):
         edgekit.evaluate("dsunet-n", tmp_path)
-    with pytest.raises(DataError, match="equals its clean one"):
-        edgekit.evaluate("dsunet-n", photos, sigma=0)
+    torch.save({}, tmp_path / "net.pth")
+    with pytest.raises(EdgekitError, match=r"net\.pth does not say which model it is of: name it with --model"):
+        edgekit.evaluate(tmp_path / "net.pth", photos)
+    Image.new("RGB", (8, 9)).save(tmp_path / "small.png")
+    with pytest.raises(DataError, match="small.png is 8x9, smaller than SSIM's window of 11"):
+        edgekit.evaluate("dsunet-n", tmp_path)
+
+
+def test_weights_that_do_not_say_what_they_are_of(photos: Path, tmp_path: Path) -> None:
+    torch.save(models.load("dsunet-n").state_dict(), tmp_path / "net.pth")
+    bare = edgekit.evaluate(tmp_path / "net.pth", photos, sigma=25, model="dsunet-n")
+    assert bare.levels == edgekit.evaluate("dsunet-n", photos, sigma=25).levels
+
+
+def test_gray_images_are_gray_for_colour_models_too(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    for path in photos.glob("*.png"):
+        Image.open(path).convert("L").save(tmp_path / path.name)
+    in_model, in_bundle = edgekit.evaluate(["dsunet-n", bundle], tmp_path, sigma=25).levels[0].found
+    by_hand = []
+    with edgekit.open(bundle) as denoiser:
+        for path in sorted(tmp_path.glob("*.png")):
+            clean = np.asarray(Image.open(path))
+            noise = np.random.RandomState(0).normal(0, 25 / 255, (*clean.shape, 1))[..., 0]
+            noisy = ((clean / 255 + noise).clip(0, 1) * 255).round().astype(np.uint8)
+            by_hand.append(psnr(denoiser(noisy, sigma=25), clean))
+    assert in_bundle.psnr == pytest.approx(np.mean(by_hand), abs=1e-9)
+    # One noise in all three channels is hard for a model of colour noise, but for the level that it is told.
+    assert in_model.psnr > 20.5 + 5
+
+
+def test_a_level_beyond_what_a_bundle_takes_is_its_highest(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("noisy", "clean"):
+        (tmp_path / kind).mkdir()
+    for path in photos.glob("*.png"):
+        clean = np.asarray(Image.open(path).convert("RGB"))
+        noisy = (clean + rng.normal(0, 90, clean.shape)).round().clip(0, 255).astype(np.uint8)
+        Image.fromarray(clean).save(tmp_path / "clean" / path.name)
+        Image.fromarray(noisy).save(tmp_path / "noisy" / path.name)
+    highest = edgekit.evaluate(bundle, tmp_path, sigma=55)
+    assert highest.levels[0].sigma == 55
+    for sigma in (None, "auto"):
+        assert edgekit.evaluate(bundle, tmp_path, sigma=sigma).levels[0].found == highest.levels[0].found
+
+
+def test_the_command(bundle: Path, pairs: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    twin = shutil.copytree(bundle, bundle.parent / "[b],c" / bundle.name, dirs_exist_ok=True)
+    words = ["evaluate", str(bundle), str(twin), "--data", str(photos), "--sigma", "25", "--threads", "1"]
+    assert run([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["names"] == [str(bundle), str(twin)]
+    assert found["levels"][0]["sigma"] == 25
+    assert run(words) == 0
+    assert "means over 2 images" in capsys.readouterr().out
+    assert run(["evaluate", str(bundle), "--data", str(pairs), "--sigma", "20"]) == 0
+    told = capsys.readouterr().out
+    assert "told sigma 20" in told
+    assert "pairs" in told
+    assert run(["evaluate", str(bundle), "--data", str(photos), "--sigma", "a,b"]) == 2
+    assert "--sigma a,b: expected noise levels" in capsys.readouterr().err

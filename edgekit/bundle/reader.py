@@ -22,6 +22,8 @@ from edgekit.bundle.manifest import Manifest
 from edgekit.errors import BundleError, EdgekitError
 
 MANIFEST = "manifest.json"
+# How the names of bundles end.
+SUFFIXES = (".edgekit", ".zip")
 _AGAIN = "copy the bundle again, or export it again"
 # A bundle is a few MB; a zip that claims more is damaged or hostile and must not fill a device's disk.
 _MAX_BYTES = 4 << 30

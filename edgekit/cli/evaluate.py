@@ -15,11 +15,7 @@ from edgekit.errors import RecipeError
 if TYPE_CHECKING:
     from edgekit.evaluation import Evaluation
 
-_TOLD = {
-    "sigma": "",
-    "rms": "; told the root mean square of noisy - clean",
-    "auto": '; told what sigma="auto" estimates',
-}
+_TOLD = {"rms": "told the root mean square of noisy - clean", "auto": 'told what sigma="auto" estimates'}
 
 
 def evaluate(
@@ -86,12 +82,16 @@ def _table(found: Evaluation) -> object:
     columns = ["sigma", "noisy", *found.names]
     rows = [
         [
-            "pairs" if level.sigma is None else f"{level.sigma:g}",
+            "pairs" if found.paired else f"{level.sigma:g}",
             *(f"{score.psnr:.2f} ({score.ssim:.3f})" for score in (level.noisy, *level.found)),
         ]
         for level in found.levels
     ]
-    noise = ", noise neither clipped nor rounded" if found.unclipped else ""
-    images = f"{found.images} image{'s' * (found.images != 1)}"
-    title = f"dB (SSIM), means over {images} of {found.data}{noise}{_TOLD[found.told]}"
-    return show.table(columns, rows, title=title, right=",".join(columns[1:]))
+    notes = [f"dB (SSIM), means over {found.images} image{'s' * (found.images != 1)} of {found.data}"]
+    if found.unclipped:
+        notes.append("noise neither clipped nor rounded")
+    if found.paired:
+        notes.append(_TOLD.get(found.told, f"told sigma {found.levels[0].sigma}"))
+    if found.skipped:
+        notes.append(f"{len(found.skipped)} left out")
+    return show.table(columns, rows, title="; ".join(notes), right=columns[1:])

@@ -25,17 +25,25 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str = "") -> Table:
-    """A table; cells are plain text, never markup.
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str | Sequence[str] = ""
+) -> Table:
+    """A table; all of it is plain text, never markup.
 
     Args:
         columns: their headings.
         rows: their cells.
         title: a line above it.
-        right: headings of the columns of numbers, separated by commas.
+        right: headings of the columns of numbers, in one text separated by commas.
     """
-    numbers = {name.strip() for name in right.split(",")} - {""}
-    result = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    numbers = {name.strip() for name in (right.split(",") if isinstance(right, str) else right)} - {""}
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        title=Text(title) if title else None,
+        title_justify="left",
+        title_style="bold",
+        pad_edge=False,
+    )
     result.show_header = any(columns)
     lines = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
     for place, column in enumerate(columns):
@@ -44,7 +52,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
         whole = column in numbers or (place == 0 and widest <= _NAME)
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
         # As wide as its widest cell; a heading may be wrapped.
-        result.add_column(column, justify=justify, overflow="fold", min_width=widest if whole else None)
+        result.add_column(Text(column), justify=justify, overflow="fold", min_width=widest if whole else None)
     for line in lines:
         result.add_row(*line)
     return result

@@ -168,7 +168,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
             result = _activation(self.scheme, fixed=_BOUNDED[node.target])
         elif node.target in _ARITHMETIC and all(isinstance(a, Node) for a in node.args[:2]):
             terms = [_node(a) for a in node.args[:2]]
-            rounded = [a for a in terms if not self._stays_float(a)]
+            rounded = [a for a in terms if node.target not in SUMS or not self._stays_float(a)]
             if not every and not (len(rounded) == 1 and not _is_vector(rounded[0]) and any(map(_is_branch, terms))):
                 return
             inputs = dict.fromkeys(rounded, activation)

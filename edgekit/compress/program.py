@@ -128,7 +128,7 @@ class QuantizedProgram:
             if not any(_is_image(a) for a in terms):
                 continue
             found = [modules.get(str(a.target)) for a in terms if a.op == "call_module" and not _is_image(a)]
-            return next((m for m in found if isinstance(m, LearnedRange)), None)
+            return next((m for m in found if isinstance(m, LearnedRange) and not m.fixed), None)
         return None
 
     def shift(self, quantizer: ChannelWeights, bias: str, mean: Tensor) -> None:
@@ -293,11 +293,11 @@ class QuantizedProgram:
 
 
 def _is_image(node: Node) -> bool:
-    """Whether a value is what enters the network, quantized or not, its pixels moved or not."""
+    """Whether a value is the image that enters the network, quantized or not, its pixels moved or not."""
     source = behind(node)
     while source.target in MOVES and isinstance(source.args[0], Node):
         source = behind(source.args[0])
-    return source.op == "placeholder"
+    return source is next(n for n in source.graph.nodes if n.op == "placeholder")
 
 
 def _written_by(node: Node) -> str:

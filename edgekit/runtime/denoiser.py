@@ -34,7 +34,7 @@ _ALPHA = {2: 1, 4: 3}
 # A gray image gives a colour model three times the same noise, where it knows three independent ones, whose mean has
 # 1 / sqrt(3) of their level: told the level itself, it takes most of the noise for texture. On held-out gray images
 # 1.6 and 1.7 are the best factors at every level, 2.7 to 4.5 dB above 1 (dsunet-s, INT8).
-_GRAY = 1.65
+GRAY = 1.65
 # In 8-bit units; half a float32 step at 255.
 _ROUNDING = 1e-5
 
@@ -259,7 +259,7 @@ class Denoiser:
         """What the model is told: more than the level for a gray image in a colour model, up to what it takes."""
         if level is None or colours >= self.channels:
             return level
-        return min(level * _GRAY, self.manifest.sigma[1])
+        return min(level * GRAY, self.manifest.sigma[1])
 
     def _job(self, image: ArrayLike, sigma: float | str | None) -> _Job:
         array = np.asarray(image)

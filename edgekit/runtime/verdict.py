@@ -90,7 +90,12 @@ class Agreement:
         )
         if self.portable is None:
             missing = self.portable_required and not self.bit_exact
-            return f"{text}; portable kernels, which would tell an altered file, are missing" if missing else text
+            return (
+                f"{text}; portable kernels, which would tell an altered file, are missing here, or what they give in "
+                "the bundle (then compress it again)"
+                if missing
+                else text
+            )
         return f"{text}; by portable kernels {percent(self.portable)} identical (all required)"
 
 

@@ -38,6 +38,7 @@ def simplify(path: Path) -> None:
     changed = graph.shorten()
     if changed:
         graph.sweep()
+    if graph.plain() or changed:
         tflite_file.write(model, path)
 
 
@@ -203,12 +204,22 @@ class _Graph:
         value = getattr(self.schema.BuiltinOperator, op)
         for index, code in enumerate(self.model.operatorCodes):
             if value == code.builtinCode:
-                code.version = _VERSION
                 return index
         code = self.schema.OperatorCodeT()
         code.builtinCode, code.deprecatedBuiltinCode, code.version = value, min(value, 127), _VERSION
         self.model.operatorCodes.append(code)
         return len(self.model.operatorCodes) - 1
+
+    def plain(self) -> bool:
+        """Give operators that move pixels the version that plain kernels know, also those of the converter's own.
+
+        Returns: whether one had another.
+        """
+        moving = (self.schema.BuiltinOperator.SPACE_TO_DEPTH, self.schema.BuiltinOperator.DEPTH_TO_SPACE)
+        others = [c for c in self.model.operatorCodes if c.builtinCode in moving and c.version != _VERSION]
+        for code in others:
+            code.version = _VERSION
+        return bool(others)
 
     def _reorder(self, index: int, order: Array, axis: int) -> None:
         """Reorder a constant along an axis, and the scales that belong to it."""

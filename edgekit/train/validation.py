@@ -17,7 +17,7 @@ from edgekit.train.decode import Image
 from edgekit.train.images import Picture
 
 # The noise levels, in 8-bit units, that the field reports.
-_SIGMAS = (5, 15, 25, 50)
+SIGMAS = (5, 15, 25, 50)
 # A range that goes so many times beyond the last of them is judged at its end, too.
 _BEYOND = 1.2
 
@@ -75,8 +75,8 @@ def validation_levels(settings: NoiseSettings) -> tuple[float, ...]:
     """The standard sigmas that lie in the range a model is trained for, and its upper end where that is well beyond
     them, or none does."""
     low, high = settings.sigma
-    beyond = (high,) if high > _BEYOND * max(_SIGMAS) else ()
-    return (*(s for s in _SIGMAS if low <= s <= high), *beyond) or (high,)
+    beyond = (high,) if high > _BEYOND * max(SIGMAS) else ()
+    return (*(s for s in SIGMAS if low <= s <= high), *beyond) or (high,)
 
 
 def to_tensor(pixels: Image) -> Tensor:

@@ -33,6 +33,7 @@ GRAPHS: dict[str, list[Node]] = {
     ],
     "behind a ReLU": [A, {**node("add", "head", "a"), "name": "s"}, {**node("relu", "s"), "name": "end"}],
     "a level's bias": [A, {**conv("sigma", 1), "name": "b"}, {**node("add", "b", "a"), "name": "end"}],
+    "a factor": [A, {**node("const", shape=[8, 1, 1]), "name": "k"}, {**node("mul", "a", "k"), "name": "end"}],
     "a constant": [A, {**node("const", shape=[8, 1, 1]), "name": "k"}, {**node("add", "a", "k"), "name": "end"}],
 }
 
@@ -63,6 +64,7 @@ def rounded(target: str, graph: list[Node]) -> list[str]:
         ("moved", "head a sum tail", "head sum", "head head sum"),
         ("behind a ReLU", "head a sum tail", "head sum", "head sum"),
         ("a level's bias", "head a b sum tail", "head b sum", "head sum"),
+        ("a factor", "head constants_k a mul tail", "head constants_k a mul", "head mul"),
         ("a constant", "head constants_k a sum tail", "head sum", "head sum"),
     ],
 )

@@ -125,3 +125,5 @@ def test_an_image_that_enters_in_float_is_not_rounded_where_it_is_added_to() -> 
     observe(program, [_batch(20)], QuantizeSettings(steps=0))
     assert program.residual() is None
     assert [name for name, _ in program.tensors()] == ["noisy before layers.tail"]
+    (added,) = (n for n in program.module.graph.nodes if n.target is torch.ops.aten.add.Tensor)
+    assert [term.op for term in added.args] == ["placeholder", "call_function"]

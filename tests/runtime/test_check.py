@@ -149,7 +149,7 @@ def test_without_portable_tiles_nothing_would_tell_an_altered_file(bundle: Path,
     found = check(bundle)
     assert not found.passed
     assert found.agreement.portable is None
-    assert "portable kernels, which would tell an altered file, are missing" in found.reasons[-1]
+    assert "portable kernels, which would tell an altered file, are missing here" in found.reasons[-1]
 
 
 def test_a_host_whose_portable_kernels_cannot_run_the_file_says_so(

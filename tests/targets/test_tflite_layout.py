@@ -143,6 +143,27 @@ def test_simplifying_twice_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert simple.read_bytes() == before
 
 
+def test_an_operator_of_another_version_is_given_the_one_that_plain_kernels_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    simple = simplified(raw(tmp_path / "x.tflite", Shuffles(after_add=False), monkeypatch, blind=True, quantized=False))
+    model = tflite_file.read(simple)
+    for code in model.operatorCodes:
+        code.version = 2
+    tflite_file.write(model, simple)
+    tflite_layout.simplify(simple)
+    found = tflite_file.read(simple)
+    versions = dict(
+        zip(
+            operators(simple),
+            [found.operatorCodes[o.opcodeIndex].version for o in found.subgraphs[0].operators],
+            strict=True,
+        )
+    )
+    assert (versions["SPACE_TO_DEPTH"], versions["DEPTH_TO_SPACE"], versions["CONV_2D"]) == (1, 1, 2)
+
+
 class Grouped(nn.Module):
     """A grouped convolution in front of a shuffle: its channels cannot change groups."""
 
