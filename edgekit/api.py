@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -297,7 +296,7 @@ def evaluate(
         from edgekit.evaluation import evaluate as run
 
         several = [what] if isinstance(what, str | os.PathLike) else what
-        levels = (float(sigma),) if isinstance(sigma, numbers.Real) else sigma
+        levels = sigma if sigma is None or isinstance(sigma, str | Sequence) else (float(sigma),)
         return run(
             several, data, sigma=levels, model=model, variant=variant, unclipped=unclipped, threads=threads,
             progress=progress,
