@@ -21,8 +21,8 @@ from edgekit.models import checkpoints, importers
 from edgekit.models.base import DenoiserModel
 from edgekit.runtime import denoiser as runtime
 from edgekit.runtime.estimate import estimate_sigma
-from edgekit.runtime.quality import psnr, ssim
-from edgekit.runtime.verdict import EQUAL_DB
+from edgekit.runtime.quality import ssim
+from edgekit.runtime.verdict import decibels
 from edgekit.train.images import Picture, open_images
 from edgekit.train.noise import as_published
 from edgekit.train.validation import SIGMAS, denoise
@@ -128,9 +128,16 @@ def evaluate(
     if not names:
         raise RecipeError("nothing to evaluate: name bundles or models, e.g. build/dsunet-s-tflite.edgekit or dsunet-s")
     bundles = [one for one in names if _is_bundle(one)]
-    _check_used(names, bundles, model, {"variant": variant, "threads": threads}, unclipped=unclipped)
+    nameless = [
+        one for one in names
+        if not (one in bundles or importers.accepts(one) or "arch" in checkpoints.metadata(one))
+    ]  # fmt: skip
+    _check_used(bundles, nameless, model, {"variant": variant, "threads": threads}, unclipped=unclipped)
     with ExitStack() as stack:
-        opened = [_bundle(one, stack, variant, threads) if one in bundles else _model(one, model) for one in names]
+        opened = [
+            _bundle(one, stack, variant, threads) if one in bundles else _model(one, model if one in nameless else None)
+            for one in names
+        ]
         kinds = {one.channels for one in opened}
         if len(kinds) > 1:
             listed = ", ".join(f"{one.name}: {'gray' if one.channels == 1 else 'colour'}" for one in opened)
@@ -175,14 +182,19 @@ def _is_bundle(one: str) -> bool:
 
 
 def _check_used(
-    names: Sequence[str],
     bundles: Sequence[str],
+    nameless: Sequence[str],
     model: str | None,
     of_bundles: dict[str, object],
     *,
     unclipped: bool,
 ) -> None:
-    """Raises: RecipeError: a setting that none of the denoisers reads, or that one of them cannot have."""
+    """Raises: RecipeError: a setting that none of the denoisers reads, or that one of them cannot have.
+
+    Args:
+        nameless: weight files that do not say which model they are of.
+        of_bundles: settings that bundles alone read.
+    """
     if unclipped and bundles:
         raise RecipeError(
             f"{bundles[0]} takes images of 8 bits: unclipped noise is for models; leave unclipped out, or the bundle"
@@ -190,17 +202,12 @@ def _check_used(
     for setting, value in of_bundles.items():
         if value is not None and not bundles:
             raise RecipeError(f"{setting} is {value!r}, but there is no bundle that would read it: leave it out")
-    nameless = [one for one in names if one not in bundles and not importers.accepts(one) and not _says(one)]
     if nameless and model is None:
         raise RecipeError(
             f"{nameless[0]} does not say which model it is of: name it with --model, `edgekit models` lists them"
         )
     if model is not None and not nameless:
         raise RecipeError(f"model is {model!r}, but every one says itself what it is of: leave it out")
-
-
-def _says(one: str) -> bool:
-    return "arch" in checkpoints.metadata(one)
 
 
 def _bundle(one: str, stack: ExitStack, variant: str | None, threads: int | None) -> _Denoiser:
@@ -219,7 +226,7 @@ def _bundle(one: str, stack: ExitStack, variant: str | None, threads: int | None
 
 
 def _model(one: str, name: str | None) -> _Denoiser:
-    network = importers.load(one) if importers.accepts(one) else checkpoints.load(one, None if _says(one) else name)
+    network = importers.load(one) if importers.accepts(one) else checkpoints.load(one, name)
     return _Denoiser(one, network.channels, None, lambda noisy, level: _in_float(network, noisy, level))
 
 
@@ -308,7 +315,7 @@ def _is_gray(image: Image) -> bool:
 
 
 def _score(image: NDArray[Any], clean: NDArray[Any]) -> Score:
-    return Score(min(float(psnr(image, clean)), EQUAL_DB), ssim(image, clean))
+    return Score(decibels(image, clean), ssim(image, clean))
 
 
 def _mean(scores: Sequence[Score]) -> Score:

@@ -31,19 +31,22 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_smooth(tmp_path_factory.mktemp("photos"), 2)
 
 
-@pytest.fixture(scope="module")
-def pairs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noise of deviation 20."""
-    folder = tmp_path_factory.mktemp("pairs")
+def write_pairs(folder: Path, photos: Path, deviation: float) -> Path:
+    """Photos and the same with noise, as noisy/ and clean/ in a folder; returns it."""
     rng = np.random.default_rng(0)
     for kind in ("noisy", "clean"):
         (folder / kind).mkdir()
     for path in photos.glob("*.png"):
         clean = np.asarray(Image.open(path).convert("RGB"))
-        noisy = (clean + rng.normal(0, 20, clean.shape)).round().clip(0, 255).astype(np.uint8)
+        noisy = (clean + rng.normal(0, deviation, clean.shape)).round().clip(0, 255).astype(np.uint8)
         Image.fromarray(clean).save(folder / "clean" / path.name)
         Image.fromarray(noisy).save(folder / "noisy" / path.name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pairs(tmp_path_factory.mktemp("pairs"), photos, 20)
 
 
 def test_a_bundle_and_a_model_under_the_same_noise(bundle: Path, photos: Path) -> None:
@@ -154,14 +157,7 @@ def test_gray_images_are_gray_for_colour_models_too(bundle: Path, photos: Path, 
 
 
 def test_a_level_beyond_what_a_bundle_takes_is_its_highest(bundle: Path, photos: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for kind in ("noisy", "clean"):
-        (tmp_path / kind).mkdir()
-    for path in photos.glob("*.png"):
-        clean = np.asarray(Image.open(path).convert("RGB"))
-        noisy = (clean + rng.normal(0, 90, clean.shape)).round().clip(0, 255).astype(np.uint8)
-        Image.fromarray(clean).save(tmp_path / "clean" / path.name)
-        Image.fromarray(noisy).save(tmp_path / "noisy" / path.name)
+    write_pairs(tmp_path, photos, 90)
     highest = edgekit.evaluate(bundle, tmp_path, sigma=55)
     assert highest.levels[0].sigma == 55
     for sigma in (None, "auto"):

@@ -241,8 +241,8 @@ def mean(table: Sequence[SigmaRow]) -> SigmaRow:
     return SigmaRow(None, *(float(np.mean([getattr(row, name) for row in table])) for name in columns))
 
 
-def decibels(image: NDArray[np.uint8], reference: NDArray[np.uint8]) -> float:
-    """PSNR of two uint8 images in dB, `EQUAL_DB` at most."""
+def decibels(image: NDArray[Any], reference: NDArray[Any]) -> float:
+    """PSNR of two images of one kind in dB, `EQUAL_DB` at most."""
     if np.array_equal(image, reference):
         return EQUAL_DB
     return min(float(psnr(image, reference)), EQUAL_DB)

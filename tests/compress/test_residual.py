@@ -83,7 +83,7 @@ def test_it_stays_as_it_is_through_training() -> None:
 
 
 @pytest.mark.parametrize("target", ["tflite", "openvino", "tensorrt"])
-def test_a_target_that_leaves_it_in_float_has_none(target: str) -> None:
+def test_a_target_that_leaves_it_in_float_has_none_to_round(target: str) -> None:
     program = _observed(20, registry.get(target).scheme())
     names = [name for name, _ in program.tensors()]
     rounds = target == "tflite"
