@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,8 @@ from edgekit.runtime.verdict import Verdict
 _PIPED_WIDTH = 160
 # The longest name, in characters, that a table keeps on one line however narrow it is.
 _NAME = 24
+# Where the heading of a column that is kept whole is wrapped, in characters, if its cells are no wider.
+_HEADING = 9
 
 
 def console() -> Console:
@@ -43,6 +46,7 @@ def table(
         title_justify="left",
         title_style="bold",
         pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     result.show_header = any(columns)
     lines = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
@@ -51,21 +55,24 @@ def table(
         # Text is wrapped; a number or a name that is broken over two lines is no number and no name.
         whole = column in numbers or (place == 0 and widest <= _NAME)
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
-        # As wide as its widest cell; a heading may be wrapped.
-        result.add_column(Text(column), justify=justify, overflow="fold", min_width=widest if whole else None)
+        # Rich wraps headings too, but not of a column that keeps its width, and it cuts off what a least width pushes
+        # over the edge.
+        heading = "\n".join(textwrap.wrap(column, max(widest, _HEADING), break_long_words=False)) if whole else column
+        result.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=whole)
     for line in lines:
         result.add_row(*line)
     return result
 
 
-def stages(manifest: Manifest) -> Table:
-    """What each stage did to the model: size, and dB at each noise level before and after."""
+def stages(manifest: Manifest) -> Group:
+    """What each stage did to the model: size and dB at each noise level, and what it was, a line each."""
     levels = sorted({s for stage in manifest.stages for s in stage.get("db_after", {})}, key=float)
-    columns = ["stage", "kMAC/px", "parameters", *(f"s{s}" for s in levels), "seconds", "what"]
+    columns = ["stage", "kMAC/px", "parameters", *(f"sigma {s}" for s in levels), "seconds"]
     rows = [[*_stage(stage, levels)] for stage in manifest.stages]
-    example = f"s{levels[0]} is dB at sigma {levels[0]}, on held-out tiles" if levels else "no noise level measured"
-    title = f"{manifest.name} for {manifest.target}: after each stage; {example}"
-    return table(columns, rows, title=title, right=",".join(columns[1:-1]))
+    measured = "dB on held-out tiles at each sigma" if levels else "no noise level measured"
+    title = f"{manifest.name} for {manifest.target}, after each stage: {measured}"
+    told = [Text(f"{stage['stage']}: {stage['what']}", style="dim") for stage in manifest.stages]
+    return Group(table(columns, rows, title=title, right=columns[1:]), *told, "")
 
 
 def _stage(stage: Mapping[str, Any], levels: Sequence[str]) -> Iterable[str]:
@@ -76,7 +83,6 @@ def _stage(stage: Mapping[str, Any], levels: Sequence[str]) -> Iterable[str]:
         value = stage["db_after"].get(level)
         yield "" if value is None else f"{value:.2f}"
     yield f"{stage['seconds']:.0f}"
-    yield stage["what"]
 
 
 def verdict(out: Console, found: Verdict, place: str = "") -> None:

@@ -146,6 +146,7 @@ def _train(
         if done % settings.save_every == 0 or done == settings.steps:
             checkpoint.save(step=done, **learner.state_dict())
         progress(prepared + done, total, f"loss {loss:.4f}")
+    progress(total, total, "held-out tiles")
     learner.finish()
     return [float(np.mean(part)) for part in np.array_split(learner.losses, min(20, settings.steps))]
 

@@ -53,7 +53,7 @@ def quantize(
         on_calibrated: given the program before anything is learned, when in float it still is the model.
     Raises: TrainingError: the loss became NaN; the last good checkpoint is kept.
     """
-    began = time.perf_counter()
+    began, progress = time.perf_counter(), progress or silent
     teacher = model.eval()
     before = evaluate(teacher, tiles, sigmas)
     program = QuantizedProgram(model, scheme, sigma_range)
@@ -65,13 +65,14 @@ def quantize(
     after = calibrated
     rounded: dict[str, float] = {}
     if not settings.steps and settings.rounding == "together":
-        rounded = round_together(program, teacher, observed, progress or silent)
+        rounded = round_together(program, teacher, observed, progress)
         after = evaluate(program, tiles, sigmas) if rounded else calibrated
     if settings.steps:
         # What `auto` came to, so that asking for it is the same run.
         given = settings.model_dump() | {"range_fit": program.range_fit}
         run = fingerprint(observed, model, scheme={**asdict(scheme), "wide": sorted(scheme.wide)}, **given)
-        learn(program, teacher, settings, batches, progress or silent, Checkpoint(checkpoint, run))
+        learn(program, teacher, settings, batches, progress, Checkpoint(checkpoint, run))
+        progress(settings.steps, settings.steps, "held-out tiles")
         after = evaluate(program, tiles, sigmas)
     size = Size(model.macs_per_pixel(), model.parameter_count())
     how = f"{settings.steps} steps of QAT" if settings.steps else "calibration alone"

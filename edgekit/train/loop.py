@@ -75,7 +75,7 @@ def fit(
         folder: where the run's files stand; it is made.
         teacher: a better model; its output is a share `teacher_weight` of the target.
         replay: old images and noise that a share of each batch is drawn from; validation is on the new ones.
-        progress: called after every step.
+        progress: called after every step, and before held-out images are measured.
         identity: what else the run depends on, by name; a run with another identity is not resumed.
         on_start: called on the first process, once all have found that the run can begin.
     Returns: the averaged model, in eval mode on the CPU; with `patience`, as it was at its best validation.
@@ -233,6 +233,8 @@ class _Run:
             with closing(drawn):
                 while self.step < total and not self.stalled():
                     loss = self.one_step([next(drawn) for _ in range(accumulate)])
+                    if progress and first and self.validates:
+                        progress(self.step, total, "held-out images")
                     self.record(journal, began)
                     if progress and first:
                         progress(self.step, total, f"loss {loss:.4f}")
@@ -372,17 +374,22 @@ class _Run:
             "and look for damaged images"
         )
 
+    @property
+    def validates(self) -> bool:
+        """Whether the averaged model is to be judged after this step."""
+        due = self.step == self.settings.steps or self.step % self.settings.validate_every == 0
+        return due and bool(self.source.held_out)
+
     def record(self, journal: Journal | None, began: float) -> None:
         """Validate, write down, save: each where its time has come."""
         settings, step = self.settings, self.step
         last = step == settings.steps
-        validates = bool(self.source.held_out) and (last or step % settings.validate_every == 0)
         saves = last or step % settings.save_every == 0
-        if validates or saves:
+        if self.validates or saves:
             record: dict[str, Any] = {"step": step, "loss": self.loss_sum / self.loss_count}
             record["learning_rate"] = self.rate
             self.loss_sum, self.loss_count = 0.0, 0
-            if validates:
+            if self.validates:
                 record |= self.validate(journal)
             if journal:
                 journal.write(record | {"seconds": round(time.perf_counter() - began, 3)})
