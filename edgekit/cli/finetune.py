@@ -10,6 +10,7 @@ from rich.text import Text
 
 from edgekit import api
 from edgekit.cli import show
+from edgekit.cli.crowd import Crowd
 from edgekit.cli.flags import Flag, LicenseClean, RecipeFile, Seed
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
@@ -66,7 +67,7 @@ def finetune(
     settings = {"steps": steps, "batch": batch, "patch": patch, "learning_rate": learning_rate, "seed": seed}
     added = {name: value for name, value in (("model", noise), ("sigma", sigma)) if value is not None}
     found: list[Verdict] = []
-    with Bars() as bars:
+    with Bars(Crowd()) as bars:
         tuned = api.finetune(
             model,
             recipe=recipe,

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from edgekit import api
 from edgekit.cli import show
+from edgekit.cli.crowd import Crowd
 from edgekit.cli.flags import Data, Flag, LicenseClean, RecipeFile, Seed, Sigma, whole
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
@@ -107,7 +108,7 @@ def compress(
         if dry_run:
             _show_plan(loaded, out, force)
             return
-        with Bars() as bars:
+        with Bars(Crowd()) as bars:
             from edgekit import pipeline
 
             found: list[Verdict] = []
@@ -190,7 +191,7 @@ def train(
         "noise": None if sigma is None else {"sigma": sigma},
         "self_supervised": "neighbor2neighbor" if self_supervised else None,
     }
-    with Bars() as bars:
+    with Bars(Crowd()) as bars:
         trained = api.train(
             model,
             recipe=recipe,

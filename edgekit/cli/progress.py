@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from time import monotonic
@@ -18,6 +19,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from edgekit.cli.crowd import Crowd
+
+_log = logging.getLogger(__name__)
 _LOADING = "loading"
 # Between the lines that a log gets, in seconds: a run of hours is no wall of text, and not silent either.
 _LOG_EVERY = 30.0
@@ -28,9 +32,13 @@ class Bars:
 
     Call it as `bars(stage, done, total, text)`. Until the first call it shows `loading`: heavy libraries take seconds
     to import, and a terminal where nothing moves looks broken.
+
+    Args:
+        crowd: watches for other programs on the cores; None where that is no matter of hours.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, crowd: Crowd | None = None) -> None:
+        self._crowd = crowd
         # A descriptor of its own: a converter's chatter is kept off stderr while the bars go on.
         self._screen = os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else sys.stderr
         self._progress = Progress(
@@ -50,6 +58,8 @@ class Bars:
         if stage not in self._tasks:
             first = self._tasks.pop(_LOADING, None)
             self._tasks[stage] = self._progress.add_task(stage, note="") if first is None else first
+        if self._crowd is not None and (told := self._crowd.note()):
+            _log.warning("%s", told)
         self._progress.update(self._tasks[stage], description=stage, completed=done, total=total, note=text)
         if self._progress.disable and monotonic() - self._told >= _LOG_EVERY:
             self._told = monotonic()
