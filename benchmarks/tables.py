@@ -36,7 +36,7 @@ FILES = {
     ROOT / "README.md": ("picture", "quality", "latency"),
     ROOT / "docs" / "benchmarks.md": ("quality", "quality-gray", "ssim", "published", "latency"),
     ROOT / "docs" / "int8.md": ("int8",),
-    ROOT / "docs" / "runtime.md": ("real",),
+    ROOT / "docs" / "runtime.md": ("real", "real-int8"),
     ROOT / "docs" / "compression.md": ("ablation",),
     ROOT / "docs" / "models.md": ("zoo", "exports"),
     ROOT / "docs" / "targets.md": ("speed", "large"),
@@ -369,6 +369,29 @@ def real(folder: Path) -> str:
     return f"{_markdown(columns, lines)}\n\n{what}"
 
 
+def real_integers(folder: Path) -> str:
+    """What pruning and integers cost on real camera noise."""
+    found, floats = results.load(folder / "real-int8.json"), results.load(folder / "real.json")
+    auto = {row["model"]: row["auto"] for row in floats["rows"]}
+    lines = [
+        [
+            f"{row['name']}, {row['target']}",
+            *(f"{db:.2f} ({db - row['noisy']:+.2f})" for db in (auto[row["name"]], row["fp32"], row["int8"])),
+        ]
+        for row in found["rows"]
+    ]
+    what = (
+        f'Its default bundles there, PSNR in dB by `sigma="auto"` through the runtime, {found["settings"]["images"]} '
+        f"images; {found['rows'][0]['macs_removed']:.0%} of the MACs pruned, TensorRT's graph in ONNX Runtime. "
+        "`python -m benchmarks.real_int8`."
+    )
+    return f"{_markdown(['', 'FP32', 'pruned, FP32', 'pruned, **INT8**'], lines)}\n\n{what}"
+
+
+def _camera_card(folder: Path) -> str:
+    return f"{real(folder)}\n\n{real_integers(folder)}"
+
+
 def means(folder: Path) -> str:
     """What each means of compression gives, at equal steps."""
     found = results.load(folder / "ablation.json")
@@ -461,11 +484,12 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "int8": integers,
     "ablation": means,
     "real": real,
+    "real-int8": real_integers,
     "zoo": zoo,
     "exports": exported,
     "settings": settings.page,
     **{f"card-{name}": functools.partial(card, model=name) for name in _SHIPPED},
-    f"card-{CAMERA}": real,
+    f"card-{CAMERA}": _camera_card,
 }
 
 

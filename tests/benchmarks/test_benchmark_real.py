@@ -4,13 +4,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_bundle import write_tiny
 from PIL import Image as pillow
 
-from benchmarks import real, results
+from benchmarks import real, real_int8, results
 from benchmarks.contestants import CAMERA, STUDENT
+from edgekit.bundle import reader
 from edgekit.bundle.reader import sha256
 from edgekit.errors import DataError
 from edgekit.models import checkpoints
+from edgekit.runtime.denoiser import Denoiser
+from edgekit.runtime.quality import psnr
 
 
 def _set(folder: Path, noisy: tuple[int, int] = (48, 64)) -> Path:
@@ -47,3 +51,26 @@ def test_what_is_no_set_of_pairs_is_refused(tmp_path: Path) -> None:
         real.pairs(tmp_path)
     with pytest.raises(DataError, match="do not hold the same images"):
         real.pairs(_set(tmp_path, (40, 64)))
+
+
+def test_a_bundle_is_measured_in_float_and_in_integers(tmp_path: Path) -> None:
+    found = real.pairs(_set(tmp_path))
+    with reader.read(write_tiny(tmp_path / "tiny.edgekit")) as bundle:
+        row = real_int8.measure(bundle, found)
+        with Denoiser.from_bundle(bundle) as denoiser:
+            expected = psnr(denoiser(found[0][0], sigma="auto"), found[0][1])
+    assert row["int8"] == pytest.approx(expected, abs=1e-3)
+    assert row["noisy"] == pytest.approx(psnr(*found[0]), abs=1e-3)
+    assert row["fp32"] != row["int8"]
+
+
+def test_the_recorded_integers_keep_the_gain_on_real_noise() -> None:
+    floats = {row["model"]: row for row in results.load(results.FOLDER / "real.json")["rows"]}
+    found = results.load(results.FOLDER / "real-int8.json")
+    assert found["settings"]["images"] == 60
+    assert {row["target"] for row in found["rows"]} == {"tflite", "openvino", "tensorrt"}
+    for row in found["rows"]:
+        assert row["name"] == CAMERA
+        assert row["noisy"] == floats[CAMERA]["noisy"]
+        assert row["int8"] >= row["noisy"] + 3.5
+        assert row["fp32"] - row["int8"] <= 0.2
