@@ -102,12 +102,24 @@ def _convert(module: nn.Module, shape: tuple[int, ...], path: Path, *, blind: bo
             stated = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=False)
             config = QuantConfig(pt2e_quantizer=PT2EQuantizer().set_global(stated))
         wrapped = _Blind(module) if blind else _ChannelsLast(module)
+        _lay_out(wrapped)
         try:
             litert_torch.convert(wrapped, sample_kwargs=sample, quant_config=config).export(str(path))
             tflite_layout.simplify(path)
             tflite_file.name_output(path, "clean")
         except Exception as error:  # the converter raises whatever its MLIR passes raise
             raise ExportError(f"litert-torch cannot convert the model: {first_line(error)}") from error
+
+
+def _lay_out(module: nn.Module) -> None:
+    """Bring every constant into the plain layout, in place.
+
+    litert-torch 0.10 tells constants apart by shape and address. Of one in another layout, as training leaves them, it
+    makes a copy that it frees at once; the next copy of that shape lies at the same address, and was written as the
+    first one's values.
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = tensor.data.contiguous()
 
 
 def _half(source: Path, destination: Path) -> None:

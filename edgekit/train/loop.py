@@ -244,8 +244,9 @@ class _Run:
         weights = self.best["weights"] if self.settings.patience else None
         if weights:
             self.average.model.load_state_dict(weights)
-        # The average was not to learn; what is returned may.
-        return self.average.model.requires_grad_(True).to("cpu")
+        # The average was not to learn; what is returned may. Not every reader takes another layout than the plain one.
+        trained: DenoiserModel = self.average.model.requires_grad_(True).to("cpu")
+        return trained.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload, no-any-return]
 
     def sampler(self, **part: int) -> Callable[[int], Batch]:
         if self.replay is None:

@@ -176,3 +176,33 @@ def test_int8_without_a_program_is_refused(whole: Case, tmp_path: Path) -> None:
 def test_unknown_target_names_the_known_ones() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown target 'coreml': expected one of .*tflite"):
         registry.get("coreml")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_layers_of_one_shape_keep_their_own_weights(tmp_path: Path, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    # Training leaves weights in the layout of the images, and the converter took several such for one and the same.
+    model = create("dncnn-color-blind", widths=[8] * 5).eval().to(memory_format=layout)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.2)
+    noisy, sigma = torch.randint(0, 256, (1, 3, SIDE, SIDE)) / 255, torch.tensor([0.1])
+    program = QuantizedProgram(model, registry.get("tflite").scheme(), (0.0, 55 / 255))
+    with program.in_float(), torch.no_grad():
+        expected = program(noisy, sigma)
+    for bounds in program.ranges:
+        bounds.learn()
+    with torch.no_grad():
+        rounded = program(noisy, sigma)
+    lowered = registry.get("tflite").lower(model, program, tmp_path, name="tiny", tile=SIDE, precision="int8")
+    given = noisy.permute(0, 2, 3, 1).numpy()
+    for variant in lowered.variants:
+        feed = {"float32": given, "int8": np.round(255 * given - 128).astype(np.int8)}
+        if (image := feed.get(variant.inputs[0].dtype)) is None:
+            continue
+        engine = open_engine(variant, tmp_path / variant.file, 1)
+        found = torch.from_numpy(engine.run({variant.inputs[0].name: image}).astype(np.float32)).permute(0, 3, 1, 2)
+        engine.close()
+        if variant.integer:
+            assert float(((found + 128) / 255 - rounded.clamp(0, 1)).abs().mean()) < 2 / 255
+        else:
+            assert float((found - expected).abs().max()) < (1e-4 if variant.name == "fp32" else 2e-2)
