@@ -64,10 +64,15 @@ def sensitivity(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float]
 
 @dataclass
 class _Seen:
-    """What went through an activation quantizer."""
+    """What went through an activation quantizer: the parts of a concatenation share one, and values that are moved.
 
-    lower: Tensor | None = None
-    upper: Tensor | None = None
+    Attributes:
+        ends: lowest and highest value of each channel, by the number of channels, in the order they came.
+        outside: values outside of `bounds`.
+        count: values.
+    """
+
+    ends: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     outside: int = 0
     count: int = 0
     bounds: tuple[float, float] = field(default=(0.0, 0.0))
@@ -76,10 +81,8 @@ class _Seen:
         # A constant that is added or multiplied may be one number, or one a channel.
         channels = x.detach().reshape(1, -1) if x.dim() < 2 else x.detach().transpose(0, 1).flatten(1)
         lower, upper = channels.amin(1), channels.amax(1)
-        if self.lower is not None and len(lower) != len(self.lower):
-            return  # the same values moved, by a pixel-shuffle: they share a quantizer
-        self.lower = lower if self.lower is None else torch.minimum(self.lower, lower)
-        self.upper = upper if self.upper is None else torch.maximum(self.upper, upper)
+        before = self.ends.get(len(lower), (lower, upper))
+        self.ends[len(lower)] = torch.minimum(before[0], lower), torch.maximum(before[1], upper)
         self.outside += int(((x < self.bounds[0]) | (x > self.bounds[1])).sum())
         self.count += x.numel()
 
@@ -118,14 +121,16 @@ def _unseen(program: QuantizedProgram, lost: Mapping[str, float]) -> str:
 
 def _cause(bounds: LearnedRange, seen: _Seen) -> str:
     """Why a tensor may lose more than others, in words; "" where nothing stands out."""
-    if seen.lower is None or seen.upper is None or not seen.count:
+    if not seen.count:
         return ""
     cut = seen.outside / seen.count
     if cut > _CUT:
         return f"saturation: {cut:.1%} of its values lie outside its range"
-    span = float(seen.upper.amax() - seen.lower.amin())
-    wide = int(((seen.upper - seen.lower) > _WIDE * span).sum())
-    count = len(seen.upper)
-    if 0 < wide <= _FEW * count:
-        return f"its range is set by {wide} of {count} channels"
+    span = float(
+        max(upper.amax() for _, upper in seen.ends.values()) - min(low.amin() for low, _ in seen.ends.values())
+    )
+    for lower, upper in seen.ends.values():
+        if wide := int(((upper - lower) > _WIDE * span).sum()):
+            count = len(upper)
+            return f"its range is set by {wide} of {count} channels" if wide <= _FEW * count else ""
     return ""

@@ -18,9 +18,9 @@ from edgekit.targets import registry as targets
 SIGMAS = (5.0, 50.0)
 
 
-def program(scheme: Scheme) -> QuantizedProgram:
+def program(scheme: Scheme, width: int = 8) -> QuantizedProgram:
     torch.manual_seed(0)
-    model = create("dsunet-n", widths=[8, 16], encoder=[[]], middle=[24], decoder=[[]], finish=16).eval()
+    model = create("dsunet-n", widths=[width, 16], encoder=[[]], middle=[24], decoder=[[]], finish=16).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, 0, 0.2)
     found = QuantizedProgram(model, scheme, (0.0, 55 / 255))
@@ -85,6 +85,14 @@ def test_values_outside_the_range_are_the_cause() -> None:
     bounds.lower.data *= 0.02
     bounds.upper.data *= 0.02
     assert "saturation: " in measured(made)["down.0", "activations"].cause
+
+
+def test_what_stands_beside_it_in_a_concatenation_is_watched_too() -> None:
+    """`dsunet-s` sets what comes up beside the first convolution's output: one range for both."""
+    made = program(Scheme("t"), width=12)
+    assert "saturation" not in measured(made)["head", "activations"].cause
+    made.module.get_parameter("up.0.weight").data *= 30
+    assert "saturation: " in measured(made)["head", "activations"].cause
 
 
 def test_a_range_that_few_channels_set_is_the_cause() -> None:
