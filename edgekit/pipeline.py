@@ -32,15 +32,15 @@ from edgekit.compress.prune import prune
 from edgekit.compress.quantize import quantize
 from edgekit.compress.record import Size, StageRecord
 from edgekit.compress.sensitivity import sensitivity
-from edgekit.errors import CheckpointError, EdgekitError, MissingExtraError, RecipeError, UnknownNameError
+from edgekit.errors import CheckpointError, EdgekitError, ExportError, MissingExtraError, RecipeError, UnknownNameError
 from edgekit.models import DenoiserModel, checkpoints, create, importers, licences, names
 from edgekit.models.complexity import layer_macs
 from edgekit.out_folder import check_out_folder
 from edgekit.recipe import DistillSettings, NoiseSettings, PruneSettings, QuantizeSettings, Recipe
-from edgekit.runtime.check import check, run_tiles
+from edgekit.runtime.check import FLOAT_DB, check, run_tiles
 from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.turns import in_turns
-from edgekit.runtime.verdict import Verdict
+from edgekit.runtime.verdict import Verdict, decibels
 from edgekit.stage_data import StageData, open_stage_data
 from edgekit.targets import registry as targets
 from edgekit.targets.base import Lowered, Target
@@ -614,6 +614,7 @@ def _export(
         thresholds=thresholds,
         kernels=kernels,
     )
+    _check_float(manifest, files, golden)
     written = {name: files / name for v in lowered.variants for name in v.files}
     written |= {name: _text_file(files / name, text) for name, text in target.extras(manifest).items()}
     written[WEIGHTS] = files / WEIGHTS
@@ -731,6 +732,26 @@ def float_outputs(model: DenoiserModel, noisy: NDArray[np.uint8], sigma: NDArray
     """Outputs of an FP32 model: noisy uint8 [K, H, W, C], sigma [K] in 8-bit units -> float32 [K, H, W, C] in 0..1."""
     model.eval()
     return np.stack([denoise_whole(model, image, float(level)) for image, level in zip(noisy, sigma, strict=True)])
+
+
+def _check_float(manifest: Manifest, files: Path, golden: Golden) -> None:
+    """Hold the float file to the network in torch: integers that lose much may be blamed on rounding, floats may not.
+
+    Raises: ExportError: a converter wrote another network.
+    """
+    if "fp32" not in {variant.name for variant in manifest.variants}:
+        return
+    at = [int(np.argmin(golden.sigma)), int(np.argmax(golden.sigma))]
+    with open_files(manifest, files, "fp32") as denoiser:
+        found = run_tiles(denoiser, golden.noisy[at], golden.sigma[at])
+        db = decibels(found, Golden.to_uint8(golden.fp32_compressed[at]))
+        # Written so that a NaN fails.
+        if not db >= FLOAT_DB:
+            raise ExportError(
+                f"{denoiser.variant.file} gives other images than the network in torch: {db:.1f} dB between them on "
+                f"two golden tiles, {FLOAT_DB:g} dB required: the converter wrote another network; update it (edgekit "
+                "doctor names it) and go on with --resume, or report it"
+            )
 
 
 def _with_time(record: StageRecord, manifest: Manifest, files: Path, wide: Sequence[str]) -> StageRecord:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -19,15 +20,19 @@ pytest.importorskip("litert_torch")
 
 from edgekit import noise_header, pipeline
 from edgekit.bundle import reader
+from edgekit.bundle.golden import Golden
 from edgekit.bundle.manifest import Sensitivity
 from edgekit.bundle.reader import Bundle
 from edgekit.compress.evaluate import NoisyTiles, evaluate
 from edgekit.errors import CheckpointError, DataError, ExportError, OutputExistsError, RecipeError, UnknownNameError
 from edgekit.models import checkpoints, create
 from edgekit.recipe import NoiseSettings, Recipe, load_recipe, make
-from edgekit.runtime.check import check, portable_outputs
+from edgekit.runtime.check import _whole_tile, check, portable_outputs, run_tiles
+from edgekit.runtime.denoiser import Denoiser
+from edgekit.runtime.engines.litert import LiteRTEngine
 from edgekit.stage_data import open_stage_data
 from edgekit.targets import registry as targets
+from edgekit.targets.tflite import TFLite
 from edgekit.train.images import open_images
 
 SMALL: dict[str, object] = {
@@ -529,3 +534,48 @@ def test_a_network_from_a_file_ends_in_a_bundle_of_integers(tmp_path: Path, data
 def test_weights_beside_a_network_from_a_file_are_refused(tmp_path: Path, weights: Path) -> None:
     with pytest.raises(RecipeError, match="brings its own; leave --weights out"):
         pipeline.plan(make(Recipe, {"model": str(from_a_file(tmp_path)), "weights": weights, "target": "tflite"}))
+
+
+def test_a_converter_that_writes_another_network_is_found_out(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = TFLite.lower
+
+    def lower(self: TFLite, model: Any, *rest: Any, **options: Any) -> Any:
+        other = copy.deepcopy(model)
+        other.tail.bias.data += 0.05
+        return real(self, other, *rest, **options)
+
+    monkeypatch.setattr(TFLite, "lower", lower)
+    with pytest.raises(ExportError, match=r"fp32\.tflite gives other images than the network in torch: \d+\.\d dB"):
+        pipeline.compress(recipe(weights), out=tmp_path)
+
+
+def test_an_engine_that_fails_at_whole_tiles_alone_is_found_out(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Golden tiles need smaller windows than the tile; photographs are cut into whole ones."""
+    golden, side = bundle.golden(), bundle.manifest.tile
+    small = {name: getattr(golden, name)[:, :8, :8] for name in Golden._IMAGES}
+    golden = replace(golden, **small, portable=None, portable_at=None)
+    real, sides = LiteRTEngine.run, list[int]()
+
+    def run(self: LiteRTEngine, inputs: Any) -> Any:
+        found = real(self, inputs)
+        sides.append(found.shape[1])
+        return np.zeros_like(found) if broken and found.shape[1] == side else found
+
+    monkeypatch.setattr(LiteRTEngine, "run", run)
+    broken = False
+    with Denoiser.from_bundle(bundle, threads=1) as denoiser:
+        device = run_tiles(denoiser, golden.noisy, golden.sigma)
+        assert max(sides) < side
+        assert _whole_tile(denoiser, golden, device, 40.0) == ()
+        assert max(sides) == side
+        broken = True
+        (reason,) = _whole_tile(denoiser, golden, device, 40.0)
+        assert reason.startswith(f"windows of {side}x{side}, which large images are cut into")
+        # As before, afterwards.
+        sides.clear()
+        assert np.array_equal(run_tiles(denoiser, golden.noisy, golden.sigma), device)
+        assert max(sides) < side

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekit.bundle.manifest import Thresholds
+from edgekit.bundle.manifest import Manifest, Thresholds
 from edgekit.errors import BundleError
 
 # A golden file is a few MB; a header that claims more is damaged or hostile and must not be allocated.
@@ -38,6 +39,8 @@ class Golden:
         portable_at: int64 [P], which tiles.
         models: file name -> sha256 of the model files that these tiles were made with; the writer fills it in. A weight
             of a channel that no tile stirs changes no output: only this tells.
+        facts: what `facts_of` said of the manifest then; the writer fills it in. Empty in bundles from before it was
+            kept.
     """
 
     noisy: NDArray[np.uint8]
@@ -51,6 +54,7 @@ class Golden:
     portable: NDArray[np.uint8] | None = None
     portable_at: NDArray[np.int64] | None = None
     models: Mapping[str, str] = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
 
     _IMAGES: ClassVar[Mapping[str, Any]] = {
         "noisy": np.uint8,
@@ -114,6 +118,21 @@ class Golden:
         return tuple(sorted({float(s) for s in self.sigma}))
 
 
+def facts_of(manifest: Manifest) -> dict[str, str]:
+    """What of a manifest decides how images are cut and what the model is told, as JSON texts by name."""
+    model = manifest.model
+    told = {
+        "tile": manifest.tile,
+        "halo": model.halo,
+        "stride": model.stride,
+        "channels": model.channels,
+        "blind": model.blind,
+        "sigma": list(manifest.sigma),
+        "iso_sigma": dict(manifest.iso_sigma),
+    }
+    return {name: json.dumps(value, sort_keys=True) for name, value in told.items()}
+
+
 def save(golden: Golden, path: Path) -> None:
     """Write `golden` as a compressed .npz; the same arrays give the same bytes.
 
@@ -125,6 +144,8 @@ def save(golden: Golden, path: Path) -> None:
     arrays["kernels"] = np.array(golden.kernels)
     arrays["model_files"] = np.array(sorted(golden.models), np.str_)
     arrays["model_sha256"] = np.array([golden.models[name] for name in sorted(golden.models)], np.str_)
+    if golden.facts:
+        arrays["facts"] = np.array(json.dumps(dict(golden.facts), sort_keys=True))
     for item in fields(Thresholds):
         arrays[f"threshold_{item.name}"] = np.array(getattr(golden.thresholds, item.name), np.float64)
     # np.savez leaves time stamps and attributes to the zipfile module; here both are fixed.
@@ -168,6 +189,7 @@ def load(path: Path) -> Golden:
             raise BundleError(f"{path.name}: {name!r} is {arrays[name]!r}: expected text of rank {rank}")
     if arrays["model_files"].shape != arrays["model_sha256"].shape:
         raise BundleError(f"{path.name}: 'model_files' and 'model_sha256' differ in length: {_AGAIN}")
+    facts = _facts(arrays["facts"], path) if "facts" in arrays else {}
     return Golden(
         **{name: arrays[name] for name in (*Golden._IMAGES, "sigma")},
         thresholds=Thresholds(**{name: float(value) for name, value in limits.items()}),
@@ -175,4 +197,15 @@ def load(path: Path) -> Golden:
         portable=arrays.get("portable"),
         portable_at=arrays.get("portable_at"),
         models=dict(zip(arrays["model_files"].tolist(), arrays["model_sha256"].tolist(), strict=True)),
+        facts=facts,
     )
+
+
+def _facts(array: NDArray[Any], path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(str(array))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise BundleError(f"{path.name}: 'facts' is {str(array)[:40]!r}: expected a JSON object of texts")
+    return found

@@ -67,7 +67,7 @@ def write(
     with _temporary_beside(destination) as building:
         contents = _copy(building, manifest, files)
         models = {name: reader.sha256(building / name) for v in manifest.variants for name in v.files}
-        golden = replace(_add_portable(building, manifest, golden), models=models)
+        golden = replace(_add_portable(building, manifest, golden), models=models, facts=golden_file.facts_of(manifest))
         golden_file.save(golden, building / manifest.golden)
         _write_manifest(building, manifest, contents)
         verdict = judge(building) if judge is not None else _recorded(building)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.bundle import reader
-from edgekit.bundle.golden import Golden
+from edgekit.bundle.golden import Golden, facts_of
 from edgekit.bundle.manifest import LayerReport, Manifest, Sensitivity, Thresholds, Variant
 from edgekit.bundle.reader import Bundle
 from edgekit.errors import EngineError, NoPortableError, first_line
@@ -44,7 +44,7 @@ _OTHER_KERNELS_DB = 40.0
 # dB over the noisy input that nobody would call denoising.
 _NOTHING = 0.1
 # Float kernels differ by 5e-7, fp16 weights by 1e-3: after rounding some bytes are off by one. All of them are 48 dB.
-_FLOAT_DB = 50.0
+FLOAT_DB = 50.0
 # The portable kernels take seconds a tile on a small device: two tiles, of the lowest and the highest noise.
 _PORTABLE_TILES = 2
 
@@ -73,7 +73,8 @@ def check(path: str | os.PathLike[str], *, variant: str | None = None, threads: 
             agreement = replace(agreement, portable=_portable_agreement(bundle, denoiser.variant))
         # The time that a stand-in takes says nothing of the library the file is made for.
         speed = None if denoiser.variant.made_for else _time(bundle, denoiser)
-        return _verdict(bundle, denoiser.variant, device, agreement, speed, engine)
+        apart = _whole_tile(denoiser, golden, device, agreement.psnr_allowed)
+        return _verdict(bundle, denoiser.variant, device, agreement, speed, engine, apart)
 
 
 def recorded(bundle: Bundle) -> Verdict:
@@ -236,9 +237,9 @@ def _in_float(tuned: bool) -> str:
 
 
 def seals(manifest: Manifest, golden: Golden) -> tuple[str, ...]:
-    """Whether thresholds and model files are still those the golden tiles were made with: a line for each that is not.
+    """Whether thresholds, model files and how images are cut are still as when the golden tiles were made.
 
-    The manifest, the golden tiles, and for `max_drop` the recipe must tell the same.
+    One line for each that is not. The manifest, the golden tiles, and for `max_drop` the recipe must tell the same.
     """
     edited = []
     for name in dict.fromkeys(name for variant in manifest.variants for name in variant.files):
@@ -248,6 +249,13 @@ def seals(manifest: Manifest, golden: Golden) -> tuple[str, ...]:
                 f"model file edited: {name} has sha256 {found[:12]}..., the golden tiles were made with "
                 f"{f'{made[:12]}...' if made else 'none of that name'}: get the bundle again from its maker, or export "
                 "it again"
+            )
+    says_now = facts_of(manifest)
+    for fact, sealed in golden.facts.items():
+        if (now := says_now.get(fact)) != sealed:
+            edited.append(
+                f"manifest edited: {fact} is {now or 'missing'}, it was {sealed} when the golden tiles were made: get "
+                "the bundle again from its maker, or export it again"
             )
     for item in fields(Thresholds):
         says, kept = getattr(manifest.thresholds, item.name), getattr(golden.thresholds, item.name)
@@ -288,7 +296,7 @@ def agree(
         max_lsb=int(apart.max()),
         psnr=decibels(device, reference),
         bit_exact=variant.integer and host and kernels == golden.kernels == "xnnpack",
-        psnr_allowed=_OTHER_KERNELS_DB if variant.integer else _FLOAT_DB,
+        psnr_allowed=_OTHER_KERNELS_DB if variant.integer else FLOAT_DB,
         portable_required=variant.integer and host and has_portable,
     )
 
@@ -309,6 +317,31 @@ def _portable_agreement(bundle: Bundle, variant: Variant) -> float | None:
 def run_tiles(denoiser: Denoiser, noisy: NDArray[np.uint8], sigma: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Denoise tiles one by one: noisy uint8 [K, H, W, C], sigma [K] in 8-bit units -> uint8 [K, H, W, C]."""
     return np.stack([denoiser(tile, sigma=float(level)) for tile, level in zip(noisy, sigma, strict=True)])
+
+
+def _whole_tile(denoiser: Denoiser, golden: Golden, device: NDArray[np.uint8], allowed: float) -> tuple[str, ...]:
+    """Why the window of a whole tile, which large images are cut into, fails; golden tiles need smaller ones.
+
+    Args:
+        device: what the smaller windows gave, uint8 [K, H, W, C].
+        allowed: dB that the two must at least be from each other, where they need not be the same bits.
+    """
+    if not denoiser.engine.any_size:
+        return ()
+    at = [int(np.argmin(golden.sigma)), int(np.argmax(golden.sigma))]
+    with denoiser.whole_tiles():
+        whole = run_tiles(denoiser, golden.noisy[at], golden.sigma[at])
+    apart, db = int(np.abs(whole.astype(np.int16) - device[at]).max()), decibels(whole, device[at])
+    exact = denoiser.variant.integer and denoiser.engine.kernels == "xnnpack"
+    # Written so that a NaN fails.
+    if apart == 0 or (not exact and db >= allowed):
+        return ()
+    side = denoiser.tile
+    return (
+        f"windows of {side}x{side}, which large images are cut into, give other pixels than the golden tiles' smaller "
+        f"ones: up to {apart} LSB apart, {db:.1f} dB ({'identical bytes' if exact else f'{allowed:g} dB'} required): "
+        "this engine computes otherwise there; update it (edgekit doctor names it)",
+    )
 
 
 def _int8_share(engine: Engine | None, layers: Sequence[LayerReport]) -> tuple[float, str, tuple[str, ...]]:
@@ -336,6 +369,7 @@ def _verdict(
     agreement: Agreement,
     speed: Speed | None,
     engine: Engine | None,
+    apart: tuple[str, ...] = (),
 ) -> Verdict:
     manifest, golden = bundle.manifest, bundle.golden()
     table = rows(golden, device)
@@ -347,7 +381,7 @@ def _verdict(
     kernels = golden.kernels if engine is None else engine.kernels
     tuned = "finetune" in manifest.recipe
     reasons = judge(table, agreement, share, thresholds, layers, sensitivity, tuned=tuned)
-    reasons += wrong + seals(manifest, golden)
+    reasons += apart + wrong + seals(manifest, golden)
     return Verdict(
         passed=not reasons,
         reasons=reasons,

@@ -8,6 +8,7 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +72,7 @@ class Denoiser:
                 )
         tiling.step(self.tile, self.halo, self.stride)
         self._bundle: Bundle | None = None
+        self._fits = True
         # What a stream asks its images from may call in between.
         self._lock = threading.RLock()
 
@@ -106,6 +108,15 @@ class Denoiser:
         except BaseException:
             engine.close()
             raise
+
+    @contextmanager
+    def whole_tiles(self) -> Iterator[None]:
+        """Run windows of the whole tile alone, also where smaller ones would do: what large images are made of."""
+        self._fits = False
+        try:
+            yield
+        finally:
+            self._fits = True
 
     @property
     def tile(self) -> int:
@@ -299,7 +310,7 @@ class Denoiser:
                     parts = []
 
         # Where the engine takes any size, no more is computed at the lower and right border than must be.
-        fit = self.engine.any_size
+        fit = self._fits and self.engine.any_size
         return tiling.run_mapped(images, mapper, tile=self.tile, halo=self.halo, stride=self.stride, fit=fit)
 
 

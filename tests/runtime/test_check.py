@@ -368,3 +368,24 @@ def test_what_is_worse_than_the_noise_fails_whatever_it_came_from() -> None:
     table = (SigmaRow(5.0, 34.0, 30.0, 30.0, 30.5),)
     (reason,) = judge(table, EXACT, 1.0, Thresholds(0.5), ())
     assert reason.startswith("output is worse than the noisy input (30.50 dB against 34.00 dB): train the model before")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda d: d["model"].update(halo=4), "halo is 4, it was "),
+        (lambda d: d.update(sigma=[0.0, 255.0]), "sigma is [0.0, 255.0], it was [0.0, 55.0]"),
+        (lambda d: d.update(iso_sigma={"100": 50.0}), 'iso_sigma is {"100": 50.0}, it was {}'),
+    ],
+)
+def test_edited_facts_are_told(bundle: Path, change: Callable[[dict[str, Any]], object], said: str) -> None:
+    edit_manifest(bundle, change)
+    found = check(bundle)
+    assert not found.passed
+    assert any(reason.startswith(f"manifest edited: {said}") for reason in found.reasons)
+
+
+def test_a_bundle_from_before_facts_were_sealed_still_passes(bundle: Path) -> None:
+    edit_golden(bundle, facts={})
+    rehash(bundle)
+    assert check(bundle).passed
