@@ -65,6 +65,18 @@ def test_one_layer_is_corrected_by_hand() -> None:
     torch.testing.assert_close(made.module.get_parameter("head.bias").detach(), expected.detach())
 
 
+def test_means_are_of_all_batches() -> None:
+    made = program(tiny(), bits=3)
+    layer = next(layer for layer in made.layers() if layer.name == "head")
+    assert layer.weight is not None
+    weight, before = made.module.get_parameter("head.weight"), made.module.get_parameter("head.bias").clone()
+    batches = [SmoothBatches()(0)._replace(noisy=torch.full((4, 3, 32, 32), level)) for level in (0.1, 0.2, 0.9)]
+    correct_biases(made, batches)
+    with torch.no_grad():
+        expected = before - 0.4 * (layer.weight(weight) - weight).sum((1, 2, 3))
+    torch.testing.assert_close(made.module.get_parameter("head.bias").detach(), expected.detach())
+
+
 def test_in_float_the_program_is_the_model_and_afterwards_as_before() -> None:
     model = tiny()
     made = program(model, bits=4)

@@ -85,6 +85,45 @@ def test_student_and_teacher_are_untouched_and_the_record_says_what_was_done() -
     assert len(record.details["losses"]) == 12
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.99])
+def test_the_student_ends_as_the_average_of_its_steps(tmp_path: Path, ema: float) -> None:
+    path, raw = tmp_path / "distill.ckpt", [weights_of(tiny_student())]
+
+    def keep(done: int, total: int, text: str = "") -> None:
+        if text.startswith("loss"):
+            raw.append(torch.load(path, weights_only=True)["student"])
+
+    settings = DistillSettings(steps=4, cache_batches=2, save_every=1, ema=ema)
+    trained, _ = distill(
+        tiny_student(), None, settings, SmoothBatches(), smooth_tiles(1), checkpoint=path, progress=keep
+    )
+    assert len(raw) == 5
+    for name, value in trained.named_parameters():
+        expected = raw[0][name]
+        for step, taken in enumerate(raw[1:]):
+            decay = min(ema, (1 + step) / (10 + step))
+            expected = decay * expected + (1 - decay) * taken[name]
+        torch.testing.assert_close(value.detach(), expected, rtol=1e-6, atol=1e-7)
+        assert torch.allclose(value, raw[-1][name], rtol=1e-6, atol=1e-6) is (ema == 0), name
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_images_are_weighted_by_their_noise_where_that_is_asked_for(balanced: bool) -> None:
+    settings = DistillSettings(
+        steps=1, cache_batches=1, balance_sigma=balanced, output_weight=0.3, clean_weight=0.7, precision="32-true"
+    )
+    _, record = distill(tiny_student(), Blur(), settings, SmoothBatches(), smooth_tiles(1))
+    lesson = Lessons([SmoothBatches()(0)], [{}], settings.seed).draw(0)
+    with torch.no_grad():
+        output, taught = (model(lesson.noisy, lesson.sigma) for model in (tiny_student(), Blur()))
+    errors = sum(
+        weight * (output - target).abs().mean((1, 2, 3)) for weight, target in ((0.3, taught), (0.7, lesson.clean))
+    )
+    weights = 30 / (255 * lesson.sigma + 5) if balanced else torch.ones(4)
+    # The teacher's output is kept in half precision.
+    assert record.details["losses"] == [pytest.approx(float((weights * errors).mean()), rel=1e-4)]
+
+
 @pytest.mark.parametrize("features", [{}, {"middle.0": "middle.1"}])
 def test_a_killed_run_ends_with_the_very_weights_of_a_whole_one(tmp_path: Path, features: dict[str, str]) -> None:
     settings = QUICK.model_copy(update={"features": features, "feature_weight": 0.1 if features else 0.0})

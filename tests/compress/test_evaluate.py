@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from toys import random_model, smooth_tiles
 
-from edgekit.compress.evaluate import evaluate, noisy_tiles
+from edgekit.compress.evaluate import denoise_whole, evaluate, noisy_tiles
 from edgekit.errors import ShapeError
 from edgekit.runtime.verdict import EQUAL_DB
 
@@ -79,6 +79,16 @@ def test_the_noise_of_a_tile_depends_on_neither_the_other_tiles_nor_the_model() 
     np.testing.assert_array_equal(noisy_tiles(tiles, 25)[:2], noisy_tiles(tiles[:2], 25))
     assert not np.array_equal(noisy_tiles(tiles, 25, seed=1), noisy_tiles(tiles, 25))
     assert not np.array_equal(noisy_tiles(tiles, 25)[0] - tiles[0], noisy_tiles(tiles, 25)[1] - tiles[1])
+
+
+def test_the_mirrored_border_is_as_wide_as_the_model_sees() -> None:
+    model, tile, wide = random_model("dsunet-n"), smooth_tiles(1, size=44)[0], 40
+    assert model.halo % model.stride
+    mirrored = np.pad(tile, ((wide, wide), (wide, wide), (0, 0)), mode="reflect")
+    with torch.no_grad():
+        whole = model(torch.from_numpy(mirrored).permute(2, 0, 1)[None] / 255, torch.tensor([25 / 255]))
+    expected = whole[0, :, wide:-wide, wide:-wide].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(denoise_whole(model, tile, 25), expected, atol=1e-5)
 
 
 def test_a_model_is_measured_in_evaluation_mode_and_left_as_it_was() -> None:

@@ -263,6 +263,24 @@ def test_nan_stops_the_scoring() -> None:
         prune(random_model("dsunet-n"), QUICK, broken, smooth_tiles(1))
 
 
+def test_channels_are_scored_on_all_batches_alike() -> None:
+    model, asked = random_model("dsunet-n", **{**ONE_GROUP, "finish": 16}), []
+
+    def watched(step: int) -> Batch:
+        asked.append(step)
+        return SmoothBatches()(step)
+
+    prune(model, PruneSettings(batches=3, round_to=8, ratio=0.01), watched, smooth_tiles(1))
+    assert asked == [0, 1, 2]
+
+    def scores(*steps: int) -> dict[str, torch.Tensor]:
+        return _SCORES["taylor"](Channels(copy.deepcopy(model), 8), [SmoothBatches()(step) for step in steps])
+
+    together, alone = scores(0, 1, 2), [scores(step) for step in range(3)]
+    for name, values in together.items():
+        torch.testing.assert_close(values, torch.stack([one[name] for one in alone]).mean(0))
+
+
 def test_the_published_taylor_score_counts_a_stream_once_for_each_of_its_readers() -> None:
     model = random_model("dsunet-n")
     drawn = [SmoothBatches()(0)]

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from toys import random_model
 
 from edgekit.batch import Batch
@@ -21,6 +22,7 @@ from edgekit.compress.share import share
 from edgekit.errors import CheckpointError, TrainingError
 from edgekit.models import DenoiserModel, create, load
 from edgekit.recipe import QuantizeSettings, Recipe
+from edgekit.schedule import cosine
 from edgekit.stage_data import open_stage_data
 
 RANGE = (0.0, 55 / 255)
@@ -182,6 +184,71 @@ def test_weights_stand_still_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None
     assert all(torch.equal(kept[9][name], kept[7][name]) for name in weights)
     assert all(not torch.equal(kept[9][name], kept[7][name]) for name in biases)
     assert all(p.requires_grad for p in program[0].module.parameters() if p.dim() > 1)
+
+
+def chain() -> DenoiserModel:
+    return random_model("dncnn-color-blind", widths=[8, 8])
+
+
+def test_each_phase_ends_with_the_average_of_its_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.compress.qat._FEWEST_SETTLING", 1)
+    program: list[QuantizedProgram] = []
+    raw: list[dict[str, Tensor]] = []
+
+    def keep() -> None:
+        raw.append({name: value.detach().clone() for name, value in program[0].module.named_parameters()})
+
+    def begin(made: QuantizedProgram) -> None:
+        program.append(made)
+        keep()
+
+    settings = QuantizeSettings(steps=6, calibration_batches=2, warmup=0, settle_share=1 / 3)
+    quantize(
+        chain(), SCHEME, settings, batches, photographs()[:1], sigma_range=RANGE, on_calibrated=begin,
+        progress=lambda done, total, text="": keep() if text.startswith("loss") else None,
+    )  # fmt: skip
+
+    def averaged(start: Tensor, steps: list[Tensor]) -> Tensor:
+        for step, value in enumerate(steps):
+            decay = (1 + step) / (10 + step)
+            start = decay * start + (1 - decay) * value
+        return start
+
+    differ = set()
+    for name, end in program[0].module.named_parameters():
+        expected, last = averaged(raw[0][name], [step[name] for step in raw[1:5]]), raw[4][name]
+        # Weights stand still in the second phase; what moves in it starts at the first one's average.
+        if not name.endswith(".weight"):
+            expected, last = averaged(expected, [step[name] for step in raw[5:]]), raw[6][name]
+        torch.testing.assert_close(end.detach(), expected, rtol=1e-6, atol=1e-7)
+        if not torch.equal(end, last):
+            differ.add(name.rpartition(".")[2])
+    assert differ == {"weight", "bias", "lower", "upper"}
+
+
+def test_each_phase_has_a_schedule_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgekit.compress.qat._FEWEST_SETTLING", 1)
+    seen = []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: seen.append({round(group["lr"] / group["peak"], 9) for group in optimizer.param_groups})
+    )
+    try:
+        run(chain(), 6, settle_share=1 / 3)
+    finally:
+        hook.remove()
+    assert seen == [{round(cosine(step, phase, 1.0), 9)} for phase in (4, 2) for step in range(phase)]
+
+
+def test_every_step_learns_from_a_batch_of_its_own() -> None:
+    asked = []
+
+    def watched(step: int) -> Batch:
+        asked.append(step)
+        return batches(step)
+
+    settings = QuantizeSettings(steps=3, calibration_batches=2)
+    quantize(chain(), SCHEME, settings, watched, photographs()[:1], sigma_range=RANGE)
+    assert asked == [0, 1, 2, 3, 4]
 
 
 def test_no_steps_is_calibration_alone() -> None:

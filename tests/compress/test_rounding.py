@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import SmoothBatches
+from toys import SmoothBatches, random_model
 
+from edgekit.batch import Batch
 from edgekit.compress.fake_quant import ChannelWeights
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.quantize import observe
@@ -60,6 +61,40 @@ def test_less_is_lost_than_to_the_nearest(correction: bool) -> None:
     assert all(0 < gain < 1 for gain in found.values())
     assert found["tail"] < 0.7
     assert told[-1] == (len(told), len(told))
+
+
+def rounded(model: DenoiserModel, observed: list[Batch]) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """What was found on some batches, and the weights of the layers that were rounded together."""
+    program = calibrated(model, Scheme("t", weight_bits=4))
+    found = round_together(program, model, observed)
+    return found, {name: program.module.get_parameter(f"{name}.weight").detach() for name in found}
+
+
+def test_the_last_batch_judges_and_has_no_say() -> None:
+    model = random_model("dncnn-color-blind", widths=[8, 8])
+    judge = OBSERVED[2]._replace(noisy=1 - OBSERVED[2].noisy)
+    (first, weights), (second, others) = (rounded(model, [*OBSERVED[:2], last]) for last in (OBSERVED[2], judge))
+    assert first.keys() == second.keys() == {"model.0", "model.2", "model.4"}
+    for name, share in first.items():
+        assert torch.equal(weights[name], others[name]), name
+        assert share != second[name]
+
+
+def test_images_that_the_model_denoises_well_count_most() -> None:
+    model = random_model("dncnn-color-blind", widths=[8, 8])
+
+    def batch(step: int) -> Batch:
+        """An image that the model denoises without a fault, and one that it is far away from."""
+        _, noisy, sigma = SmoothBatches(count=2)(step)
+        with torch.no_grad():
+            return Batch(model(noisy, sigma) + torch.tensor([0, 100]).view(2, 1, 1, 1), noisy, sigma)
+
+    mixed = [batch(step) for step in range(3)]
+    good, bad = ([Batch(*(part[k : k + 1] for part in both)) for both in mixed] for k in range(2))
+    _, weights = rounded(model, mixed)
+    for alone, same in ((good, True), (bad, False)):
+        _, others = rounded(model, alone)
+        assert all(torch.equal(weights[name], others[name]) is same for name in ("model.0", "model.2", "model.4"))
 
 
 def test_weights_are_integers_that_stay() -> None:

@@ -78,12 +78,13 @@ def test_a_coarser_scale_shows_at_its_own_tensor_alone() -> None:
     assert {k: v for k, v in after.items() if k[0] != "finish"} == {k: v for k, v in before.items() if k[0] != "finish"}
 
 
-def test_values_outside_the_range_are_the_cause() -> None:
+@pytest.mark.parametrize("ends", [("lower", "upper"), ("lower",), ("upper",)])
+def test_values_outside_the_range_are_the_cause(ends: tuple[str, ...]) -> None:
     made = program(Scheme("t"))
     assert not any("saturation" in item.cause for item in measured(made).values())
     bounds = dict(made.tensors())["down.0"]
-    bounds.lower.data *= 0.02
-    bounds.upper.data *= 0.02
+    for end in ends:
+        getattr(bounds, end).data *= 0.02
     assert "saturation: " in measured(made)["down.0", "activations"].cause
 
 

@@ -16,6 +16,7 @@ pytest.importorskip("openvino")
 
 from tiny import SIDE, Tiny, observed, quantized
 
+from edgekit.batch import Batch
 from edgekit.bundle.manifest import Variant
 from edgekit.errors import EngineError, ExportError, RecipeError
 from edgekit.models.graph import GraphModel
@@ -242,6 +243,32 @@ def test_nncf_is_the_baseline(tiny: Tiny, tmp_path: Path) -> None:
         {"noisy": images(tiny), "sigma": sigma()}
     )
     assert output.dtype == np.uint8
+
+
+class _SeenError(Exception):
+    """Nothing behind the calibration images matters."""
+
+
+def test_nncf_calibrates_on_each_noisy_image_with_its_own_sigma(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nncf = pytest.importorskip("nncf")
+    fed: list[dict[str, NDArray[np.float32]]] = []
+
+    def watched(feeds: list[dict[str, NDArray[np.float32]]]) -> None:
+        fed.extend(feeds)
+        raise _SeenError
+
+    monkeypatch.setattr(nncf, "Dataset", watched)
+    drawn = [Batch(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8), torch.rand(2) * 55 / 255) for _ in range(2)]
+    with pytest.raises(_SeenError):
+        registry.get("openvino").quantized_by(
+            "nncf", tiny.model, drawn.__getitem__, 2, tmp_path, name="tiny", tile=SIDE
+        )
+    assert [set(feed) for feed in fed] == [{"noisy", "sigma"}] * 4
+    for name in ("noisy", "sigma"):
+        expected = torch.cat([getattr(batch, name) for batch in drawn]).numpy()
+        np.testing.assert_array_equal(np.concatenate([feed[name] for feed in fed]), expected)
 
 
 def operators(path: Path) -> list[str]:
