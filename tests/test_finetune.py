@@ -15,7 +15,7 @@ from PIL import Image
 
 pytest.importorskip("litert_torch")
 
-from edgekit import models, noise_header, pipeline
+from edgekit import models, noise_header, pipeline, tuning
 from edgekit.bundle import reader, writer
 from edgekit.cli.outcome import run
 from edgekit.errors import BundleError, EdgekitError, LicenceError, OutputExistsError, RecipeError, UnknownNameError
@@ -24,7 +24,7 @@ from edgekit.recipe import FinetuneRecipe, NoiseSettings, Recipe, TrainSettings,
 from edgekit.runtime.check import check
 from edgekit.runtime.verdict import Verdict
 from edgekit.train.dead_leaves import dead_leaves
-from edgekit.train.images import open_images
+from edgekit.train.images import ImageSource, Picture, open_images
 from edgekit.train.loop import fit
 from edgekit.train.replay import Mixed, Replay
 from edgekit.train.sampling import batches
@@ -108,6 +108,19 @@ def test_a_batch_has_its_share_of_old_images(place: Path) -> None:
     # Without old images it is the batch of any training.
     alone = Mixed(new, settings, Replay(old, (OLD,), 0.0))(3)
     assert torch.equal(alone.noisy, batches(new, settings)(3).noisy)
+
+
+def test_old_crops_and_noise_are_not_those_of_the_new_images() -> None:
+    # The same picture and the same noise, replayed twice: only the stream tells the three apart.
+    picture = Picture.of("noise", np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    source = ImageSource("one", (picture,), ())
+    still = {"flip": False, "rotate": False, "permute_channels": 0, "saturation": 0, "gain": 0}
+    known = OLD.model_copy(update={"device_share": 0.0})
+    settings = TrainSettings.model_validate({**QUICK, "batch": 3, "noise": known, "augment": still})
+    batch = Mixed(source, settings, Replay(source, (known, known), 2 / 3))(0)
+    for found in (batch.clean, batch.noisy - batch.clean):
+        for one, other in ((0, 1), (0, 2), (1, 2)):
+            assert (found[one] - found[other]).abs().mean() > 0.05
 
 
 def test_a_run_is_resumed_and_not_overwritten(place: Path, tmp_path: Path) -> None:
@@ -313,6 +326,19 @@ def test_a_bundle_becomes_a_bundle_that_passes(place: Path, bundle: Path, tmp_pa
     with pytest.raises(RecipeError, match=r"run holds a run with another quantization: .*40.*, now .*41"):
         finetune(other, out=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "recipe.yaml").read_bytes() == stated
+
+
+def test_quantization_sees_the_old_noise_by_its_share(place: Path, bundle: Path, tmp_path: Path) -> None:
+    given = {"model": str(bundle), "data": place / "new", "replay": place / "old", "replay_share": 0.25}
+    recipe = make(FinetuneRecipe, {**given, "train": {**QUICK, "noise": PEPPER}})
+    start = tuning._start(recipe)
+    assert start.recipe is not None
+    _, _, images = tuning._images(recipe, start, tuning._again(start, start.recipe, recipe, tmp_path / "weights"))
+    assert images is not None
+    # The old bundle's batches are of 4, and its noise is of one level, which pepper never has to the bit.
+    drawn = [images.batches(step) for step in range(3)]
+    assert [int(torch.isclose(batch.sigma, torch.tensor(25 / 255)).sum()) for batch in drawn] == [1, 1, 1]
+    assert {len(batch.sigma) for batch in drawn} == {4}
 
 
 def test_a_bundle_that_is_in_the_way_is_found_before_training(place: Path, bundle: Path, tmp_path: Path) -> None:

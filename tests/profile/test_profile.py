@@ -61,6 +61,12 @@ def test_depth_and_gray_do_not_matter() -> None:
     assert fit(image[..., 0] for image in images).shot == pytest.approx(0.004, rel=0.1)
 
 
+def test_rounding_to_8_bits_is_no_read_noise() -> None:
+    # Its variance is 1/12, a third of that of the read noise.
+    found = fit(shot_at(1e-6, 0.5, phase) for phase in range(3))
+    assert found.read == pytest.approx(0.5, rel=0.1)
+
+
 def test_one_brightness_is_no_line() -> None:
     flat = np.full((200, 200, 3), 128, np.uint8) + np.random.default_rng(0).integers(0, 5, (200, 200, 3), np.uint8)
     with pytest.raises(DataError, match="in 1 of 24 ranges of brightness: a line needs at least 2"):

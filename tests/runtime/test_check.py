@@ -248,6 +248,15 @@ def test_an_edited_layer_report_is_told(bundle: Path, layers: list[Any] | None) 
     assert found.reasons[0].startswith("layers edited: the manifest says ")
 
 
+def test_one_edited_layer_is_told_however_small(bundle: Path) -> None:
+    def edit(data: dict[str, Any]) -> None:
+        min(data["layers"], key=lambda layer: layer["macs"])["dtype"] = "float32"
+
+    edit_manifest(bundle, edit)
+    (reason,) = check(bundle).reasons
+    assert reason.startswith("layers edited: the manifest says 99.9% of MACs in int8, the model file holds 100%")
+
+
 def test_a_float_file_in_place_of_the_int8_one_is_not_int8(bundle: Path) -> None:
     """What the manifest calls int8 and is not must show in the share of MACs."""
 

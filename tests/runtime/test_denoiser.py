@@ -130,6 +130,16 @@ def test_gray_through_a_colour_model_is_the_mean(small: Denoiser) -> None:
         np.testing.assert_array_equal(small(image, sigma), expected)
 
 
+def test_a_gray_image_is_told_no_more_than_the_model_takes(tiny: Stand) -> None:
+    # An int8 tensor could not say more: float can.
+    exact = Denoiser.from_bundle(tiny, "fp32", 1)
+    # Far enough from black and white that no channel is cut off before the mean.
+    image = 0.4 + 0.2 * picture(40, 45, dtype="float32")
+    high = exact.manifest.sigma[1]
+    colour = exact(np.repeat(image[..., None], 3, axis=2), high)
+    np.testing.assert_allclose(exact(image, high), colour.mean(axis=2), atol=1e-6)
+
+
 def test_colour_through_a_gray_model_is_done_by_channel(tmp_path: Path) -> None:
     from tiny_tflite import stand
 
@@ -170,6 +180,13 @@ def test_sigma_auto_is_the_estimate(small: Denoiser) -> None:
     np.testing.assert_array_equal(small(image, "auto"), small(image, found.sigma))
     with_alpha = np.concatenate([image, np.zeros_like(image[..., :1])], axis=2)
     assert small.estimate(with_alpha) == found
+
+
+def test_sigma_auto_does_not_look_at_alpha(small: Denoiser) -> None:
+    image = picture(100, 120, 3)
+    # As flat as nothing in the picture, and neither black nor white, which an estimate leaves out.
+    with_alpha = np.concatenate([image, np.full_like(image[..., :1], 128)], axis=2)
+    np.testing.assert_array_equal(small(with_alpha, "auto")[..., :3], small(image, "auto"))
 
 
 def test_sigma_auto_says_when_it_clamps(tiny: Stand) -> None:

@@ -79,6 +79,13 @@ def test_floats_leave_within_their_range() -> None:
     assert decode(encode(window, FLOAT), FLOAT, window).ravel().tolist() == [0.0, 1.0]
 
 
+@pytest.mark.parametrize(("value", "byte"), [(1.2, 230), (-0.2, 25)])
+def test_noise_is_taken_off_what_the_network_saw_of_floats_beyond_their_range(value: float, byte: int) -> None:
+    # It saw 255 and 0, and found 25 bytes of noise.
+    window = np.array([[[value]]], np.float32)
+    assert decode(np.array([[[[byte]]]], np.uint8), UINT8, window).item() == pytest.approx(byte / 255, abs=1e-6)
+
+
 @pytest.mark.parametrize(("dtype", "expected"), [("uint8", 21), ("uint16", 5197), ("float32", 21 / 255)])
 def test_gray_gets_the_mean_of_a_colour_models_output(dtype: str, expected: float) -> None:
     # 20, 20, 22: 20.67 on average, which is 21 in bytes and 5311.3 - 114.3 in 16 bits.

@@ -75,6 +75,16 @@ def test_chroma_grain_smooths_the_colour_of_the_noise_alone() -> None:
     assert red[1].std() / red[0].std() == pytest.approx(1 / (2 * math.pi**0.5 * 2), rel=0.1)
 
 
+def test_chroma_grain_is_drawn() -> None:
+    clean = torch.full((4, 3, 32, 32), 0.5)
+    settings = NoiseSettings(model="camera", jpeg_share=0, device_share=0)
+    plain, smooth = (
+        noise.draw(clean, settings.model_copy(update={"chroma_grain": (g, g)}), generator())[0] for g in (0.0, 2.0)
+    )
+    assert (plain - smooth).abs().mean() > 1e-3
+    torch.testing.assert_close(smooth, camera.smooth_colour(clean, plain, torch.full((4,), 2.0)))
+
+
 def test_white_balance_and_matrix_correlate_the_channels() -> None:
     clean = torch.full((8, 3, 128, 128), 0.5)
     red, green, blue = (exposed(clean) - clean).unbind(1)

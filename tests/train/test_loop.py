@@ -11,15 +11,17 @@ from typing import Any
 import pytest
 import torch
 from killing import Killed, kill_at
+from torch import Tensor
 
 from edgekit.errors import CheckpointError, MissingExtraError, RecipeError, ShapeError, TrainingError, UnknownNameError
 from edgekit.models.base import DenoiserModel
 from edgekit.recipe import AugmentSettings, NoiseSettings, TrainSettings
-from edgekit.train import loop
+from edgekit.train import loop, neighbours
 from edgekit.train.ema import WeightAverage
 from edgekit.train.images import ImageSource
 from edgekit.train.journal import read_log
 from edgekit.train.loop import fit
+from edgekit.train.validation import evaluate
 
 Tiny = Callable[..., DenoiserModel]
 Quick = Callable[..., TrainSettings]
@@ -267,6 +269,56 @@ def test_a_teacher_is_imitated(tiny_model: Tiny, leaves: ImageSource, quick: Qui
     assert taught < 0.8 * untaught
 
 
+class Told(DenoiserModel):
+    """A teacher that gives back what it was told: the level, at every pixel."""
+
+    arch, source = "told", "test"
+    channels, stride, halo = 3, 4, 0  # type: ignore[assignment]
+
+    def config(self) -> dict[str, Any]:
+        return {}
+
+    def _run(self, noisy: Tensor, sigma: Tensor) -> Tensor:
+        return sigma.expand_as(noisy)
+
+
+def test_a_teacher_is_told_the_level(tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path) -> None:
+    settings = quick(steps=1, teacher_weight=1.0, noise=NoiseSettings(sigma=(40, 55)))
+    fit(tiny_model(), leaves, settings, tmp_path, teacher=Told())
+    (record,) = read_log(tmp_path / "log.jsonl")
+    batch = loop.batches(leaves, settings)(0)
+    with torch.no_grad():
+        output = tiny_model()(batch.noisy, batch.sigma)
+    apart = (output - batch.sigma[:, None, None, None]).abs().mean()
+    assert record["loss"] == pytest.approx(apart.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_the_loss_is_balanced_on_request(
+    tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path, balance: bool
+) -> None:
+    settings = quick(steps=1, balance_sigma=balance, noise=NoiseSettings(sigma=(1, 55)))
+    fit(tiny_model(), leaves, settings, tmp_path)
+    (record,) = read_log(tmp_path / "log.jsonl")
+    batch = loop.batches(leaves, settings)(0)
+    with torch.no_grad():
+        of_each = (tiny_model()(batch.noisy, batch.sigma) - batch.clean).abs().mean((1, 2, 3))
+    plain, balanced = of_each.mean().item(), (of_each * 30 / (255 * batch.sigma + 5)).mean().item()
+    assert abs(balanced - plain) > 0.05 * plain
+    assert record["loss"] == pytest.approx(balanced if balance else plain, rel=1e-4)
+
+
+def test_long_gradients_are_clipped(tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path) -> None:
+    # What a step went by stands in the parameters until the next one.
+    lengths = {}
+    for limit in (1e-3, 1e3):
+        model = tiny_model()
+        fit(model, leaves, quick(steps=1, clip_norm=limit), tmp_path / str(limit))
+        lengths[limit] = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm().item()
+    assert lengths[1e-3] == pytest.approx(1e-3, rel=1e-2)
+    assert 1e-2 < lengths[1e3] < 1e3
+
+
 def test_a_teacher_that_would_not_be_used(tiny_model: Tiny, leaves: ImageSource, quick: Quick, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"teacher_weight is 0: the teacher .* would not be used; raise it, or"):
         fit(tiny_model(), leaves, quick(teacher_weight=0.0), tmp_path / "run", teacher=tiny_model(seed=5))
@@ -343,6 +395,42 @@ def test_patience_needs_held_out_images(tiny_model: Tiny, leaves: ImageSource, q
         fit(tiny_model(), source, quick(patience=3), tmp_path)
     fit(tiny_model(), source, quick(steps=1), tmp_path)
     assert set(read_log(tmp_path / "log.jsonl")[0]) == {"step", "loss", "learning_rate", "seconds"}
+
+
+def gaussian_score(model: DenoiserModel, source: ImageSource) -> float:
+    return evaluate(model, source.held_out, 25).psnr
+
+
+def pepper_score(model: DenoiserModel, source: ImageSource) -> float:
+    return evaluate(model, source.held_out, noise_settings=NoiseSettings(model="salt-and-pepper")).psnr
+
+
+def neighbours_score(model: DenoiserModel, source: ImageSource) -> float:
+    return neighbours.score(model, source.held_out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "score"),
+    [
+        ({"noise": {"sigma": (25, 25)}}, gaussian_score),
+        ({"noise": {"model": "salt-and-pepper"}}, pepper_score),
+        ({"self_supervised": "neighbor2neighbor"}, neighbours_score),
+    ],
+)
+def test_what_is_validated_is_the_average(
+    tiny_model: Tiny,
+    leaves: ImageSource,
+    quick: Quick,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    score: Callable[[DenoiserModel, ImageSource], float],
+) -> None:
+    trained = tiny_model()
+    settings = quick(ema=0.99, learning_rate=0.03, steps=2, validate_every=2, **changes)
+    average = fit(trained, leaves, settings, tmp_path)
+    (found,) = (v for k, v in read_log(tmp_path / "log.jsonl")[-1].items() if k.startswith("psnr"))
+    assert found == pytest.approx(score(average, leaves), abs=1e-3)
+    assert abs(found - score(trained, leaves)) > 0.01
 
 
 def test_average_follows_its_formula(tiny_model: Tiny) -> None:

@@ -133,6 +133,13 @@ def test_a_mix_with_features(vgg: Path) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize(("sigma", "divisor"), [(5, 10 / 30), (25, 1), (50, 55 / 30)])
+def test_balance_divides_by_the_level_in_8_bit_units(sigma: float, divisor: float) -> None:
+    target = images()
+    found = losses.weighted({"l1": 1.0}, target + 0.1, target, torch.full((2,), sigma / 255))
+    assert found.item() == pytest.approx(0.1 / divisor, rel=1e-5)
+
+
 def test_features_need_weights_that_the_user_has(tmp_path: Path, vgg: Path) -> None:
     with pytest.raises(RecipeError, match="needs the weights of a VGG, .* does not download: .*feature_weights: vgg16"):
         feature_loss.learned({"feature": 1.0}, None)

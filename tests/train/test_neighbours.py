@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,6 +107,21 @@ def test_it_denoises_without_clean_images(
         after.append(-10 * torch.log10((output - clean).square().mean()))
     # 500 steps of a tiny network; the clean images are used here alone.
     assert sum(after) / 2 > sum(before) / 2 + 2
+
+
+def test_the_regulariser_rises_from_0_in_proportion_to_the_steps(
+    noisy_only: ImageSource, tiny_model: Callable, quick: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = neighbours.loss, []
+
+    def watched(network: Any, noisy: Any, sigma: Any, weight: float, *rest: Any) -> torch.Tensor:
+        seen.append(weight)
+        return real(network, noisy, sigma, weight, *rest)
+
+    monkeypatch.setattr(neighbours, "loss", watched)
+    settings = quick(self_supervised="neighbor2neighbor", self_supervised_weight=3.0, steps=4)
+    fit(tiny_model(), noisy_only, settings, tmp_path)
+    assert seen == [0, 0.75, 1.5, 2.25]
 
 
 def test_what_does_not_go_together(

@@ -87,6 +87,12 @@ def test_other_noise_models() -> None:
     assert evaluate(Shift(0.0), [flat(128, 128, 128)], noise_settings=settings).psnr == pytest.approx(expected, abs=0.2)
 
 
+def test_equal_pictures_get_noise_of_their_own() -> None:
+    settings = NoiseSettings(model="poisson-gaussian", shot=(0.01, 0.01))
+    alone, twice = (evaluate(Shift(0.0), [flat(128)] * n, noise_settings=settings).psnr for n in (1, 2))
+    assert abs(alone - twice) > 1e-3
+
+
 def test_pairs_come_with_their_noise() -> None:
     clean = np.full((24, 24, 3), 100, np.uint8)
     picture = Picture.of("pair", clean, clean + 10)
