@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgekit.bundle import samples
 from edgekit.bundle.manifest import Manifest, TensorSpec, Variant
 
 if TYPE_CHECKING:
@@ -11,8 +12,7 @@ if TYPE_CHECKING:
 
 
 _ELSEWHERE = {
-    "tflite": "- Any other language: open a model file below with LiteRT (TensorFlow Lite) and feed tiles; `samples/` "
-    "holds a C program.",
+    "tflite": "- Any other language: open a model file below with LiteRT (TensorFlow Lite) and feed tiles{sample}.",
     "openvino": "- C++: `ov::Core().compile_model` of an .xml file below; any height and width that are multiples of "
     "the stride, any batch. On a CPU set INFERENCE_PRECISION_HINT to f32 for the figures above.",
     "tensorrt": "- Jetson: `python build_engine.py` in this folder builds FP16 and INT8 engines, times both and keeps "
@@ -64,17 +64,69 @@ def render(manifest: Manifest, verdict: Verdict) -> str:
         f"- Python: `pip install '.[{_engine(manifest)}]'` in a clone of edgekit, then as in `samples/python.py`, or "
         "`edgekit denoise IN -o OUT --model THIS_FOLDER`.",
         "- Prove that it arrived intact: `edgekit check THIS_FOLDER`; on a device without edgekit `python verify.py`.",
-        _ELSEWHERE.get(manifest.target, "- Any other language: open a model file below and feed tiles."),
+        _ELSEWHERE.get(manifest.target, "- Any other language: open a model file below and feed tiles.").format(
+            sample="; `samples/denoise.c` does" if samples.c(manifest) else ""
+        ),
+        f"- Larger images: {_tiling(manifest)}",
         "",
         "| variant | file | tensors |",
         "|---|---|---|",
         *(f"| {_default(manifest, v)} | `{v.file}` | {_tensors(v)} |" for v in manifest.variants),
         "",
-        "An integer image tensor at scale 1/255 takes the bytes of an 8-bit image without arithmetic: as they are in "
-        "uint8, less 128 in int8.",
+        *_feeding(manifest),
         "",
     ]
     return "\n".join(lines)
+
+
+def _tiling(manifest: Manifest) -> str:
+    """How an image that is no tile is cut into tiles, in words."""
+    model = manifest.model
+    margin = -(-model.halo // model.stride) * model.stride
+    step = (manifest.tile - 2 * model.halo) // model.stride * model.stride
+    whole = any(n < 0 for v in manifest.variants for s in v.inputs if s.role == "image" for n in s.shape)
+    return (
+        f'mirror the border ("reflect") by {margin} pixels, the halo rounded up to the stride; run tiles {step} pixels '
+        f"apart, and keep of each what lies at least {model.halo} pixels inside it. At the bottom and right mirror as "
+        "far as the last tile reaches"
+        + (f", or run the mirrored image whole, its sides multiples of {model.stride}." if whole else ".")
+    )
+
+
+def _feeding(manifest: Manifest) -> list[str]:
+    """What goes into the tensors and comes out, a line each."""
+    specs = [spec for v in manifest.variants for spec in (*v.inputs, *v.outputs)]
+    images = [spec for spec in specs if spec.role != "sigma"]
+    lines = []
+    if any(spec.scale is not None for spec in images):
+        lines.append(
+            "- An integer image tensor at scale 1/255 takes the bytes of an 8-bit image without arithmetic: as they "
+            "are in uint8, less 128 in int8."
+        )
+    if any(spec.scale is None for spec in images):
+        lines.append(
+            "- A float image is pixels / 255 (0..1). A float result may leave 0..1: clip it, then round 255 times it."
+        )
+    lines += dict.fromkeys(_level(manifest, spec) for spec in specs if spec.role == "sigma")
+    if manifest.target == "tflite":
+        lines.append(
+            "- Names are those of the signature. An interpreter's own lists have others (`serving_default_image`...), "
+            "in any order: the image is the input with four axes."
+        )
+    return lines
+
+
+def _level(manifest: Manifest, spec: TensorSpec) -> str:
+    """How a noise level is given to the model, with an example."""
+    level = min(25.0, manifest.sigma[1])
+    real = f"{level:g} / 255 = {level / 255:.4f}"
+    if spec.scale is None or spec.zero_point is None:
+        return f"- `{spec.name}`, {spec.dtype}: the noise level in 8-bit units / 255. For {level:g} give {real}."
+    integer = round(level / 255 / spec.scale) + spec.zero_point
+    return (
+        f"- `{spec.name}`, {spec.dtype}: the noise level in 8-bit units / 255, as an integer: round(level / 255 / "
+        f"{spec.scale:.9g}) + ({spec.zero_point}). For {level:g} give {integer}."
+    )
 
 
 def _engine(manifest: Manifest) -> str:
@@ -99,12 +151,12 @@ def _default(manifest: Manifest, variant: Variant) -> str:
 
 
 def _tensors(variant: Variant) -> str:
-    return ", ".join(f"{spec.role} {_spec(spec)}" for spec in (*variant.inputs, *variant.outputs))
+    return "; ".join(f"`{spec.name}` ({spec.role}): {_spec(spec)}" for spec in (*variant.inputs, *variant.outputs))
 
 
 def _spec(spec: TensorSpec) -> str:
     shape = " x ".join("any" if n < 0 else str(n) for n in spec.shape)
     if spec.scale is None:
-        return f"{spec.dtype} {shape} {spec.layout}"
-    scale = "1/255" if abs(spec.scale * 255 - 1) < 1e-6 else f"{spec.scale:.6g}"
+        return f"{spec.dtype} {shape} {spec.layout}" + (", level / 255" if spec.role == "sigma" else "")
+    scale = "1/255" if abs(spec.scale * 255 - 1) < 1e-6 else f"{spec.scale:.9g}"
     return f"{spec.dtype} {shape} {spec.layout} at scale {scale}, zero point {spec.zero_point}"

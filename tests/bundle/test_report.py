@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,6 +16,7 @@ from PIL import Image
 from edgekit.bundle import card, reader, report
 from edgekit.bundle.manifest import Sensitivity
 from edgekit.bundle.reader import Bundle
+from edgekit.runtime import pixels
 from edgekit.runtime.check import recorded
 from edgekit.runtime.verdict import Verdict
 
@@ -146,5 +148,27 @@ def test_the_card_tells_terms_quality_and_use(bundle: Bundle, verdict: Verdict) 
     assert "| 25 | 20.55 |" in text
     assert "- training data: made by the tests" in text
     assert "0 to 55 in 8-bit units" in text
-    assert "image int8 1 x 64 x 64 x 3 NHWC at scale 1/255, zero point -128" in text
+    assert "`image` (image): int8 1 x 64 x 64 x 3 NHWC at scale 1/255, zero point -128" in text
     assert "python verify.py" in text
+    assert "`samples/denoise.c` does" in text
+    model = bundle.manifest.model
+    assert f'("reflect") by {math.ceil(model.halo / model.stride) * model.stride} pixels, the halo rounded up' in text
+    assert f"run tiles {(64 - 2 * model.halo) // model.stride * model.stride} pixels apart" in text
+
+
+def test_the_card_tells_the_units_of_each_sigma(bundle: Bundle, verdict: Verdict) -> None:
+    text = card.render(bundle.manifest, verdict)
+    sigma = bundle.manifest.variants[0].inputs[1]
+    integer = pixels.encode_sigma(25, sigma)[0]
+    assert f"as an integer: round(level / 255 / {sigma.scale:.9g}) + (-128). For 25 give {integer}." in text
+    assert "`sigma` (sigma): float32 1 N, level / 255" in text
+    assert "- `sigma`, float32: the noise level in 8-bit units / 255. For 25 give 25 / 255 = 0.0980." in text
+    assert "A float result may leave 0..1" in text
+
+
+def test_the_card_of_floats_promises_no_c_program(bundle: Bundle, verdict: Verdict) -> None:
+    manifest = replace(bundle.manifest, variants=bundle.manifest.variants[2:], default_variant="fp32")
+    text = card.render(manifest, verdict)
+    assert "denoise.c" not in text
+    assert "as an integer" not in text
+    assert "less 128" not in text
