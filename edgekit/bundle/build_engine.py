@@ -1,11 +1,13 @@
+# SPDX-License-Identifier: MIT
 """Builds TensorRT engines on a Jetson or another NVIDIA GPU and keeps the fastest that is right. Needs no edgekit.
 
     python build_engine.py [--precision auto|int8|fp16|fp32] [--workspace MB] [--force]
 
 Lies inside the bundle and reads the files beside it. Needs Python 3.10, numpy, `tensorrt` 8.6 to 11 (part of JetPack;
-elsewhere `pip install tensorrt`) and `cuda-python`. It builds an INT8 and an FP16 engine (INT8 is not always the
-faster: depthwise convolutions often are not), runs the golden tiles through both, times both in turns, and keeps the
-faster of those that lose no more dB than allowed. For steady figures, first run `sudo jetson_clocks`.
+elsewhere `pip install tensorrt`) and `cuda-python` (with CUDA 12, as in JetPack 6, `cuda-python<13`: 13 needs driver
+580 or newer). It builds an INT8 and an FP16 engine (INT8 is not always the faster: depthwise convolutions often are
+not), runs the golden tiles through both, times both in turns, and keeps the faster of those that lose no more dB than
+allowed. For steady figures, first run `sudo jetson_clocks`.
 
 Written to engines/: NAME.PRECISION.GPU.trtVERSION.engine, beside it .engine.json (what it was built from and for, dB,
 milliseconds, layers in int8), and GPU.trtVERSION.timing, which makes the next build short. An engine runs only on the
@@ -45,7 +47,10 @@ import numpy as np
 PRECISIONS = ("int8", "fp16", "fp32")
 FOLDER = "engines"
 OLDEST = (8, 6)
-FIX = "pip install tensorrt cuda-python (on a Jetson tensorrt comes with JetPack: pip install cuda-python)"
+FIX = (
+    "pip install tensorrt cuda-python (with CUDA 12, as on a Jetson with JetPack 6, which brings tensorrt: "
+    "pip install 'cuda-python<13')"
+)
 WARM_UP, ROUNDS = 10, 30
 # The names of TensorRT's types, in its enum and in its inspector's JSON, as numpy writes them. Not trt.nptype: that of
 # 8.6 fails on numpy 1.24 and newer.
@@ -553,7 +558,10 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         with np.load(folder / manifest["golden"], allow_pickle=False) as archive:
             golden = {name: archive[name] for name in archive.files}
         sealed, said = float(golden["threshold_max_drop"]), manifest["thresholds"]["max_drop"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except OSError as error:
+        what = f"{Path(error.filename or folder).name}: {error.strerror or error}"
+        raise CannotTellError(f"the bundle in {folder} is not whole ({what}): copy it again") from error
+    except (ValueError, KeyError, EOFError) as error:
         raise CannotTellError(f"the bundle in {folder} is not whole ({error!r}): copy it again") from error
     if not said == sealed == manifest["recipe"].get("max_drop"):
         raise CannotTellError(

@@ -7,7 +7,8 @@ from string import Template
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import BundleError
 
-_PYTHON = Template('''"""Denoise an image file with this bundle.
+_PYTHON = Template('''# SPDX-License-Identifier: MIT
+"""Denoise an image file with this bundle.
 
     pip install 'edgekit[$extra]'        # or, in a clone of edgekit: pip install ".[$extra]"
     python samples/python.py noisy.png clean.png 25
@@ -32,7 +33,9 @@ with edgekit.open(Path(__file__).resolve().parents[1]) as denoiser:
 Image.fromarray(clean).save(destination)
 ''')
 
-_C = Template("""/* Denoises one $tile x $tile tile with $file, through the TensorFlow Lite C API.
+_C = Template("""/* SPDX-License-Identifier: MIT
+ *
+ * Denoises one $tile x $tile tile with $file, through the TensorFlow Lite C API.
  *
  *   cc samples/denoise.c -I INCLUDE -L LIB -ltensorflowlite_c -lm -o denoise
  *   ./denoise $file 25 < noisy.$raw > clean.$raw

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Checks a bundle on a device that has Python, numpy and the engine of its files, and no edgekit.
 
     python verify.py [VARIANT]
@@ -64,7 +65,10 @@ def read_bundle(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 raise CannotTellError(f"{name} was altered or damaged: sha256 expected {expected}, found {found}")
         with np.load(folder / manifest["golden"], allow_pickle=False) as archive:
             golden = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except OSError as error:
+        what = f"{Path(error.filename or folder).name}: {error.strerror or error}"
+        raise CannotTellError(f"the bundle in {folder} is not whole ({what}): copy it again") from error
+    except (ValueError, KeyError, EOFError) as error:
         raise CannotTellError(f"the bundle in {folder} is not whole ({error!r}): copy it again") from error
     return manifest, golden
 

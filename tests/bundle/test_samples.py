@@ -87,3 +87,12 @@ def test_a_map_of_noise_levels_is_refused_by_the_c_sample() -> None:
     level = replace(sigma, shape=(1, TILE, TILE, 1), layout="NHWC")
     with pytest.raises(BundleError, match="input 'sigma' is a map"):
         samples.c(replace(manifest, variants=(replace(manifest.variants[0], inputs=(image, level)),)))
+
+
+def test_what_is_meant_for_copying_names_its_licence() -> None:
+    manifest = tiny_manifest()
+    line = "SPDX-License-Identifier: MIT"
+    assert samples.python(manifest).startswith(f"# {line}\n")
+    assert str(samples.c(manifest)).startswith(f"/* {line}\n")
+    for name in ("verify.py", "build_engine.py"):
+        assert (ROOT / "edgekit" / "bundle" / name).read_text().startswith(f"# {line}\n")

@@ -72,7 +72,8 @@ def test_a_drop_beyond_the_threshold_fails(bundle_copy: Path) -> None:
     [
         ("golden-tiny.int8.tflite", b"x", "was altered or damaged"),
         ("manifest.json", b"{", "is not whole"),
-        ("golden.npz", None, "is not whole"),
+        ("golden.npz", None, "is not whole (golden.npz: No such file or directory): copy it again"),
+        ("manifest.json", None, "is not whole (manifest.json: No such file or directory): copy it again"),
     ],
 )
 def test_a_damaged_bundle_is_no_verdict(bundle_copy: Path, name: str, text: bytes | None, message: str) -> None:
