@@ -259,6 +259,13 @@ def edited(manifest: dict[str, Any], golden: dict[str, Any], variant: dict[str, 
         reasons.append(f"thresholds edited: manifest says {said} dB, sealed {sealed} dB: get the bundle again")
     made = dict(zip(golden["model_files"].tolist(), golden["model_sha256"].tolist()))  # noqa: B905 - see main
     files = [variant["file"], *variant.get("companions", [])]
+    model = manifest["model"]
+    table = manifest.get("iso_sigma") or {}
+    said_now = {**model, "tile": manifest["tile"], "sigma": manifest["sigma"], "iso_sigma": table}
+    # Bundles from before they were kept have none.
+    for name, text in json.loads(str(golden.get("facts", "{}"))).items():
+        if said_now.get(name) != json.loads(text):
+            reasons.append(f"manifest edited: {name} is {said_now.get(name)}, it was {text}: get the bundle again")
     if any(made.get(name) != manifest["files"][name] for name in files):
         reasons.append("model file edited: it is not the one the golden tiles were made with: get the bundle again")
     return reasons

@@ -160,11 +160,15 @@ def judge(
     if not total.total_drop <= thresholds.max_drop:
         reasons.append(_explain_drop(table, total, thresholds, sensitivity, tuned))
     if total.device < total.noisy:
-        reasons.append(
-            f"output is worse than the noisy input ({total.device:.2f} dB against {total.noisy:.2f} dB): "
+        fix = (
             "train the model before it is compressed; a network of your own gives the clean image, not the noise, and "
             "takes values in 0..1 and sigma / 255"
+            if total.fp32_compressed <= total.noisy
+            else f"FP32 is not ({total.fp32_compressed:.2f} dB), so the training is not to blame: --precision fp16, or "
+            "report it"
         )
+        worse = f"{total.device:.2f} dB against {total.noisy:.2f} dB"
+        reasons.append(f"output is worse than the noisy input ({worse}): {fix}")
     if not agreement.held:
         other = "host" if agreement.reference == "host" else "FP32 model"
         reasons.append(

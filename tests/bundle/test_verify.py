@@ -58,6 +58,16 @@ def test_edited_thresholds_fail(bundle_copy: Path) -> None:
     assert "thresholds edited: manifest says 5.0 dB, sealed 0.5 dB" in out
 
 
+def test_edited_facts_fail(bundle_copy: Path) -> None:
+    edit_manifest(bundle_copy, lambda data: data["model"].update(halo=4))
+    code, out, _ = run(bundle_copy)
+    assert code == 1
+    assert "manifest edited: halo is 4, it was 15: get the bundle again" in out
+    edit_golden(bundle_copy, facts={})
+    rehash(bundle_copy)
+    assert "manifest edited" not in run(bundle_copy)[1]
+
+
 def test_a_drop_beyond_the_threshold_fails(bundle_copy: Path) -> None:
     # The clean tiles as the original's output: no device can keep up with that.
     edit_golden(bundle_copy, fp32_original=reader.read(bundle_copy).golden().clean.astype(np.uint16) * 257)

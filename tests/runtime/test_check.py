@@ -377,6 +377,9 @@ def test_what_is_worse_than_the_noise_fails_whatever_it_came_from() -> None:
     table = (SigmaRow(5.0, 34.0, 30.0, 30.0, 30.5),)
     (reason,) = judge(table, EXACT, 1.0, Thresholds(0.5), ())
     assert reason.startswith("output is worse than the noisy input (30.50 dB against 34.00 dB): train the model before")
+    table = (SigmaRow(5.0, 34.0, 38.0, 37.9, 30.5),)
+    (_, reason) = judge(table, EXACT, 1.0, Thresholds(0.5), ())
+    assert reason.startswith("output is worse than the noisy input (30.50 dB against 34.00 dB): FP32 is not (37.90 dB)")
 
 
 @pytest.mark.parametrize(
