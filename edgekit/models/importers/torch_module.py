@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,8 +20,10 @@ from edgekit.errors import CheckpointError, MissingExtraError, first_line
 from edgekit.models import checkpoints
 from edgekit.models.graph import GraphModel
 from edgekit.models.importers import onnx_file
-from edgekit.models.importers.builder import Array, hold_against
+from edgekit.models.importers.builder import Array, hold_against, names_level
 from edgekit.quiet import quietly
+
+_log = logging.getLogger(__name__)
 
 # Height and width that a module is tried and read at: a multiple of every stride in use.
 _SIDE = 64
@@ -45,7 +48,7 @@ def load(path: Path, weights: Path | None = None) -> GraphModel:
 
     A module is called as `module(noisy)` or `module(noisy, sigma)`, with sigma in 0..1 as [N, 1, 1, 1], [N] or a map
     [N, 1, H, W], or with the map as the last channel of the image: the first of these that gives an image of the same
-    size. The .py file is the user's own code and is run.
+    size, with a sigma that has a default before without it. The .py file is the user's own code and is run.
 
     Args:
         weights: a state dict for what the factory returns, .safetensors or .pth.
@@ -58,7 +61,14 @@ def load(path: Path, weights: Path | None = None) -> GraphModel:
     if weights is not None:
         checkpoints.fill(module, weights, path.name)
     module.eval()
-    return _read(module, module, _call(module, path), path)
+    sample = _call(module, path)
+    try:
+        model = _read(module, module, sample, path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{_advice(module, sample)}") from error
+    if told := _doubt(module, sample):
+        _log.warning("%s: %s", path, told)
+    return model
 
 
 def _program(path: Path) -> tuple[Any, tuple[Tensor, ...]]:
@@ -119,43 +129,101 @@ def _module(path: Path) -> nn.Module:
 
 
 def _call(module: nn.Module, path: Path) -> tuple[Tensor, ...]:
-    """The arguments that a module takes."""
-    takes = len(
-        [
-            p
-            for p in inspect.signature(module.forward).parameters.values()
-            if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        ]
-    )
+    """The arguments that a module takes: with a level wherever it makes a difference, else it is read as blind.
+
+    Raises: CheckpointError: it gives no image of the same size for any of them.
+    """
+    names, needed = _positional(module)
     failed = ""
-    for sample in _samples(takes):
-        try:
-            with torch.no_grad():
-                output = module(*sample)
-        except Exception as error:  # noqa: BLE001 - the user's own code, tried with what may not be meant for it
-            failed = failed or f"; {_shapes(sample)}: {first_line(error)}"
-            continue
-        if isinstance(output, Tensor) and output.shape[2:] == sample[0].shape[2:] and output.shape[1] in (1, 3):
+    for sample in _samples(names, needed):
+        output, reason = _tried(module, sample)
+        if output is None:
+            failed = failed or f"; {_shapes(sample)}{reason}"
+        # A level that may be left out and changes nothing is none: a flag, say.
+        elif len(sample) < 2 or needed > 1 or _matters(module, sample, output):
             return sample
-        if isinstance(output, Tensor):
-            failed = failed or f"; {_shapes(sample)} gives {list(output.shape)}"
     raise CheckpointError(
         f"{path} is no denoiser: expected a module that takes noisy, or noisy and sigma, and gives an image of "
         f"that size{failed}"
     )
 
 
-def _samples(takes: int) -> Iterator[tuple[Tensor, ...]]:
-    """Arguments to try, for so many that have no default."""
+def _positional(module: nn.Module) -> tuple[list[str], int]:
+    """The names of the arguments that a module takes by place, and how many of them have no default."""
+    found = [
+        p
+        for p in inspect.signature(module.forward).parameters.values()
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return [p.name for p in found], sum(p.default is p.empty for p in found)
+
+
+def _tried(module: nn.Module, sample: tuple[Tensor, ...]) -> tuple[Tensor | None, str]:
+    """The image that a module gives, of the height and width it was given; or None, and what it did instead."""
+    try:
+        with torch.no_grad():
+            output = module(*sample)
+    except Exception as error:  # noqa: BLE001 - the user's own code, tried with what may not be meant for it
+        return None, f": {first_line(error)}"
+    if not isinstance(output, Tensor):
+        return None, f" gives {type(output).__name__}"
+    if output.shape[2:] != sample[0].shape[2:] or output.shape[1] not in (1, 3):
+        return None, f" gives {list(output.shape)}"
+    return output, ""
+
+
+def _matters(module: nn.Module, sample: tuple[Tensor, ...], output: Tensor) -> bool:
+    """Whether another level gives another image than `output`."""
+    other, _ = _tried(module, (sample[0], 2 * sample[1]))
+    return other is None or not torch.equal(other, output)
+
+
+def _optional(module: nn.Module) -> str:
+    """The name of a second argument that has a default; "" where there is none."""
+    names, needed = _positional(module)
+    return names[1] if len(names) > 1 and needed < 2 else ""
+
+
+def _doubt(module: nn.Module, sample: tuple[Tensor, ...]) -> str:
+    """What a user should know where a second argument that has a default may be taken for what it is not."""
+    name = _optional(module)
+    if name and len(sample) < 2:
+        return (
+            f"its second argument, {name}, was left at its default, as no noise level there gives another image: the "
+            "model is read as blind. If it is one, let it be a tensor [N, 1, 1, 1], [N] or [N, 1, H, W] of sigma / 255"
+        )
+    if name and not names_level(name):
+        return (
+            f"its second argument, {name}, is taken for the noise level. If it is none, let the factory return a "
+            "module that takes the image alone"
+        )
+    return ""
+
+
+def _advice(module: nn.Module, sample: tuple[Tensor, ...]) -> str:
+    """What may help where a module cannot be read that has a second argument with a default."""
+    name = _optional(module)
+    if not name:
+        return ""
+    given = f"was a tensor {list(sample[1].shape)}" if len(sample) > 1 else "was left at its default"
+    return (
+        f"; its second argument, {name}, {given}: let it be a tensor of sigma / 255 that is used as it comes, "
+        f"{name}.expand(-1, 1, *x.shape[2:]) for a map, or let the factory return a module that takes the image alone"
+    )
+
+
+def _samples(names: list[str], needed: int) -> Iterator[tuple[Tensor, ...]]:
+    """Arguments to try, for those of these names, so many of which have no default."""
     generator = torch.Generator().manual_seed(0)
 
     def image(channels: int) -> Tensor:
         return torch.rand(1, channels, _SIDE, _SIDE, generator=generator)
 
-    if takes < 2:
-        yield from ((image(channels),) for channels in (3, 1, 4, 2))
     levels = [(1, 1, 1, 1), (1,), (1, 1, _SIDE, _SIDE)]
-    yield from ((image(channels), torch.full(shape, _LEVEL)) for channels, shape in itertools.product((3, 1), levels))
+    with_level = [(image(channels), torch.full(shape, _LEVEL)) for channels, shape in itertools.product((3, 1), levels)]
+    alone = [(image(channels),) for channels in (3, 1, 4, 2)] if needed < 2 else []
+    # A noise level that may be left out would be lost, if the image alone came first.
+    yield from (*with_level, *alone) if len(names) > 1 else (*alone, *with_level)
 
 
 def _read(module: Callable[..., Tensor], source: Any, sample: tuple[Tensor, ...], path: Path) -> GraphModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from pathlib import Path
 
@@ -49,6 +50,38 @@ class Joined(Map):
     def forward(self, x):
         return x[:, :3] - self.b(torch.relu(self.a(x)))
 
+class Optional(Level):
+    def forward(self, x, sigma=None):
+        y = self.a(x)
+        return x - self.b(torch.relu(y if sigma is None else y + self.s(sigma)))
+
+class Number(Blind):
+    def forward(self, x, sigma=0.1):
+        return x - self.b(torch.relu(self.a(x))) * sigma
+
+class Filled(Map):
+    def forward(self, x, sigma=0.1):
+        level = x.new_full((x.shape[0], 1, *x.shape[2:]), sigma)
+        return x - self.b(torch.relu(self.a(torch.cat([x, level], 1))))
+
+class Expanded(Map):
+    def forward(self, x, sigma=0.1):
+        sigma = sigma if torch.is_tensor(sigma) else x.new_full((1, 1, 1, 1), sigma)
+        return x - self.b(torch.relu(self.a(torch.cat([x, sigma.expand(-1, 1, *x.shape[2:])], 1))))
+
+class Flag(Blind):
+    def forward(self, x, features=False):
+        y = torch.relu(self.a(x))
+        return (x - self.b(y), y) if features else x - self.b(y)
+
+class Unused(Blind):
+    def forward(self, x, sigma=None):
+        return super().forward(x)
+
+class Gain(Blind):
+    def forward(self, x, gain=1.0):
+        return x - gain * self.b(torch.relu(self.a(x)))
+
 def gray():
     return Blind(1)
 
@@ -90,6 +123,45 @@ def test_a_factory_is_read_whatever_its_signature(code: Path, factory: str, chan
     assert model(torch.rand(2, channels, 24, 40), torch.tensor([0.1, 0.2])).shape == (2, channels, 24, 40)
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """edgekit's own: torch's exporter logs, too."""
+    return [record.getMessage() for record in caplog.records if record.name.startswith("edgekit")]
+
+
+@pytest.mark.parametrize("factory", ["Optional", "Number", "Expanded"])
+def test_a_noise_level_that_has_a_default_is_no_lost_control(
+    code: Path, factory: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = importers.load(f"{code}:{factory}")
+    assert not model.blind
+    image = torch.rand(1, 3, 16, 16)
+    assert not torch.equal(model(image, torch.tensor([0.1])), model(image, torch.tensor([0.2])))
+    assert not warnings(caplog)
+
+
+@pytest.mark.parametrize(
+    ("factory", "blind", "told"),
+    [
+        ("Flag", True, "its second argument, features, was left at its default, .*: the model is read as blind"),
+        ("Unused", True, "its second argument, sigma, was left at its default, .*: the model is read as blind"),
+        ("Gain", False, "its second argument, gain, is taken for the noise level"),
+    ],
+)
+def test_a_second_argument_in_doubt_is_told(
+    code: Path, factory: str, blind: bool, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert importers.load(f"{code}:{factory}").blind is blind
+    (message,) = warnings(caplog)
+    assert re.search(told, message)
+
+
+def test_a_level_that_is_used_as_a_number_is_told_what_to_do(code: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"new_full.*; its second argument, sigma, was left at .* sigma\.expand\("
+    ):
+        importers.load(f"{code}:Filled")
+
+
 def test_weights_come_from_a_file_of_their_own(code: Path, tmp_path: Path) -> None:
     module = torch.nn.Module()
     stored = {
@@ -115,7 +187,7 @@ def test_weights_come_from_a_file_of_their_own(code: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("none", r"mine\.py has no none: it defines Blind, Level, Map, Joined, gray"),
+        ("none", r"mine\.py has no none: it defines Blind, Level, Map, Joined, Optional"),
         ("number", r"mine\.py has no number"),
         ("broken", r"mine\.py:broken raised RuntimeError: no such setting$"),
         ("text", r"mine\.py:text returned str: expected a torch\.nn\.Module"),
