@@ -50,7 +50,15 @@ class Half(nn.Module):
         return clean
 
 
-def write(module: nn.Module, model: DenoiserModel, path: Path, *, unsigned: bool = False, tidy: bool = True) -> None:
+def write(
+    module: nn.Module,
+    model: DenoiserModel,
+    path: Path,
+    *,
+    unsigned: bool = False,
+    tidy: bool = True,
+    zero_points: bool = False,
+) -> None:
     """Export to ONNX: inputs `noisy` float32 [N, C, H, W] and `sigma` [N] in 0..1 (none if blind), output `clean`.
 
     Args:
@@ -59,6 +67,7 @@ def write(module: nn.Module, model: DenoiserModel, path: Path, *, unsigned: bool
         path: the .onnx file.
         unsigned: activations of a quantized program as uint8 instead of int8.
         tidy: take out the exporter's detours, see `onnx_layout`; otherwise the graph is what torch's users have.
+        zero_points: of stored weights, too, which a tidy graph leaves out.
     Raises: ExportError: the exporter failed, or the graph has other convolutions than the model.
     """
     import onnx
@@ -93,6 +102,8 @@ def write(module: nn.Module, model: DenoiserModel, path: Path, *, unsigned: bool
         onnx_layout.simplify(graph.graph)
     if unsigned:
         onnx_layout.make_unsigned(graph.graph)
+    if zero_points:
+        onnx_layout.write_zeros(graph.graph)
     _name(graph.graph, [name for name, _ in layer_macs(model, side)], path)
     _name_axes(graph)
     onnx.save(graph, str(path))

@@ -123,13 +123,32 @@ def make_unsigned(graph: Any) -> None:
 
 
 def _drop_zeros(graph: Any) -> None:
-    """Stored integers with zero point 0 need not name it; every engine takes 0, and OpenVINO's files halve."""
+    """Stored integers with zero point 0 need not name it, and their channels can move; OpenVINO's files halve."""
     stored = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and len(node.input) == 3 and node.input[0] in stored:
             zero = _constant(graph, node.input[2])
             if zero is not None and not zero.any():
                 del node.input[2]
+
+
+def write_zeros(graph: Any) -> None:
+    """Name the zero point of stored integers where none is named, in place: zeros of their type, shaped as the scale.
+
+    The parsers of TensorRT's older releases take no DequantizeLinear of two inputs.
+    """
+    import numpy as np
+    from onnx import numpy_helper
+
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) > 2 or node.input[0] not in stored:
+            continue
+        name = f"{node.input[0]}_zero_point"
+        if name not in stored:
+            stored[name] = np.zeros_like(stored[node.input[1]], stored[node.input[0]].dtype)
+            graph.initializer.append(numpy_helper.from_array(stored[name], name))
+        node.input.append(name)
 
 
 def _only_reader(graph: Any, value: str) -> Any:

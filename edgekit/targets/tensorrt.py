@@ -65,7 +65,7 @@ class TensorRT(Plain):
         if precision == "int8":
             assert program is not None  # self.require
             files["int8"] = folder / f"{name}.int8.onnx"
-            onnx_graph.write(program.converted(fold=True), model, files["int8"])
+            onnx_graph.write(program.converted(fold=True), model, files["int8"], zero_points=True)
         inputs, outputs = onnx_graph.specs(model)
         found = []
         for kind, path in sorted(files.items(), key=lambda item: item[0] != precision):

@@ -19,7 +19,7 @@ from tiny import SIDE, Tiny, quantized
 
 from edgekit.errors import ExportError
 from edgekit.runtime.engines.registry import open_engine
-from edgekit.targets import registry
+from edgekit.targets import onnx_graph, registry
 from edgekit.targets.base import Lowered
 
 
@@ -93,10 +93,20 @@ def test_zero_points_are_zero_and_scales_positive(graph: Graph) -> None:
         scale = graph.values[node.input[1]]
         assert np.isfinite(scale).all()
         assert (scale > 0).all()
-        if len(node.input) > 2 and node.input[2]:
-            zero = graph.values[node.input[2]]
-            assert zero.dtype == np.int8
-            assert not zero.any()
+        # Older parsers take no node of two inputs.
+        assert len(node.input) == 3
+        zero = graph.values[node.input[2]]
+        assert (zero.dtype, zero.shape) == (np.int8, scale.shape)
+        assert not zero.any()
+
+
+def test_naming_the_zero_points_of_weights_changes_no_bit(folder: Path, tiny: Tiny, lowered: Lowered) -> None:
+    default, bare = lowered.variants[0], folder / "bare.onnx"
+    onnx_graph.write(tiny.program.converted(fold=True), tiny.model, bare)
+    assert {len(node.input) for node in Graph(bare).of("DequantizeLinear")} == {2, 3}
+    fed = {"noisy": tiny.noisy.numpy(), "sigma": tiny.sigma.numpy()}
+    named, unnamed = (open_engine(default, path, 1).run(fed) for path in (folder / default.file, bare))
+    np.testing.assert_array_equal(named, unnamed)
 
 
 def test_nothing_stands_between_a_convolution_and_its_relu(graph: Graph) -> None:
