@@ -116,7 +116,8 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
 
     Args:
         scheme: the target's.
-        sigma_range: noise range in 0..1; the integers of the sigma input span 0 to its upper end.
+        sigma_range: noise range in 0..1; the integers of sigma span 0 to its upper end: of the input where that is
+            quantized, else, of a symmetric scheme, where a convolution reads it.
     """
 
     def __init__(self, scheme: Scheme, sigma_range: tuple[float, float]) -> None:
@@ -149,7 +150,7 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
                     )
                 return
             weights = _weights(self.scheme, node)
-            inputs = {_node(node.args[0]): activation, _node(node.args[1]): weights}
+            inputs = {_node(node.args[0]): self._read(node, activation), _node(node.args[1]): weights}
             result = output if every and not self._stays_float(node) and not _only_relu_reads(node) else None
         elif not every and node.target not in _ADDITIONS:
             return
@@ -187,6 +188,14 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
         node.meta["quantization_annotation"] = QuantizationAnnotation(
             input_qspec_map=inputs, output_qspec=result, _annotated=True
         )
+
+    def _read(self, convolution: Node, default: QuantizationSpec) -> QuantizationSpec:
+        """How a convolution reads its input. Where that is sigma, which enters in float, a range that follows what was
+        observed would cut the highest levels: no random level reaches the end.
+        """
+        if self.scheme.symmetric_activations and not self.scheme.quantized_io and _is_level(_node(convolution.args[0])):
+            return _activation(self.scheme, fixed=(0.0, self.sigma_high))
+        return default
 
     def _join(self, node: Node, default: QuantizationSpec) -> None:
         """Give what is concatenated one scale, that of the first: an integer runtime then copies bytes.
@@ -237,6 +246,14 @@ class SchemeQuantizer(Quantizer):  # type: ignore[misc]
 
     def validate(self, model: GraphModule) -> None:
         """Nothing to refuse: what is not annotated stays float, and the layer report says so."""
+
+
+def _is_level(node: Node) -> bool:
+    """Whether a value is the noise level that enters the network, at most with axes added."""
+    while node.target in MOVES and isinstance(node.args[0], Node):
+        node = node.args[0]
+    placeholders = [n for n in node.graph.nodes if n.op == "placeholder"]
+    return node in placeholders[1:]
 
 
 def _is_fixed(spec: Any) -> bool:

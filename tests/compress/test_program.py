@@ -13,6 +13,7 @@ from edgekit.compress.scheme import Scheme
 from edgekit.errors import RecipeError
 from edgekit.models import create
 from edgekit.models.base import DenoiserModel
+from edgekit.targets import registry as targets
 
 RANGE = (0.0, 55 / 255)
 
@@ -93,6 +94,17 @@ def test_a_wide_layer_keeps_its_weights_in_float() -> None:
 def test_symmetric_scheme_has_zero_points_of_zero() -> None:
     program, _, _ = observed(Scheme("t", symmetric_activations=True, every_tensor=False, quantized_io=False))
     assert {int(r.calculate_qparams()[1]) for r in program.ranges} == {0}
+
+
+@pytest.mark.parametrize("name", ["tflite", "openvino", "tensorrt"])
+def test_integers_of_sigma_reach_the_upper_end_whatever_was_observed(name: str) -> None:
+    program, _, sigma = observed(targets.get(name).scheme())
+    (reach,) = {b.ends()[1] for b in program.ranges if b.fixed and b.ends()[1] < 1}
+    assert sigma.max() < reach
+    assert reach == pytest.approx(55 / 255)
+    scales = [float(b.calculate_qparams()[0]) for b in program.ranges if b.fixed and b.ends()[1] == reach]
+    # Of a symmetric scheme 0 to 127, of the others -128 to 127.
+    assert scales == pytest.approx([55 / 255 / (127 if name == "tensorrt" else 255)] * len(scales))
 
 
 def test_a_layer_that_runs_twice_is_one_kernel() -> None:
