@@ -13,7 +13,7 @@ import pytest
 
 from edgekit.errors import RecipeError, UnknownNameError
 from edgekit.runtime.engines import registry
-from edgekit.runtime.engines.base import Availability
+from edgekit.runtime.engines.base import Availability, EngineOptions
 
 if TYPE_CHECKING:
     from tiny_tflite import Stand
@@ -35,6 +35,11 @@ def test_an_engine_module_keeps_the_contract(name: str) -> None:
     assert found.engine == name
     # Either it works, or it says why not and how to mend it.
     assert found.library or (found.problem and found.fix.startswith("pip install"))
+
+
+def test_a_choice_that_an_engine_has_not_is_told_plainly() -> None:
+    with pytest.raises(RecipeError, match=r"^cache is 'bad/cc': engine litert has no such choice; leave it out$"):
+        EngineOptions(cache=Path("bad/cc")).refuse("litert")
 
 
 def test_available_reports_every_engine() -> None:

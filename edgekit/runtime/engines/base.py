@@ -65,7 +65,7 @@ class EngineOptions:
         for name, value in (("device", self.device.upper().replace("CPU", "")), ("cache", self.cache)):
             if value:
                 raise RecipeError(
-                    f"{name} is {getattr(self, name)!r}: engine {engine} has no such choice; leave it out"
+                    f"{name} is {str(getattr(self, name))!r}: engine {engine} has no such choice; leave it out"
                 )
 
 
