@@ -653,8 +653,7 @@ def _quantize(
 
     def measure(calibrated: QuantizedProgram) -> None:
         nonlocal costs
-        report(0, 1, "what each tensor costs")
-        costs = sensitivity(calibrated, run.images.tiles, run.images.sigmas)
+        costs = sensitivity(calibrated, run.images.tiles, run.images.sigmas, report)
 
     for attempt in range(_MOST_ATTEMPTS):
         program, record = quantize(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from edgekit.bundle.manifest import Sensitivity
+from edgekit.compress.batches import Progress, silent
 from edgekit.compress.evaluate import NoisyTiles, Tiles, evaluate
 from edgekit.compress.fake_quant import LearnedRange
 from edgekit.compress.program import QuantizedProgram
@@ -25,7 +26,9 @@ _NEAR = 0.1
 _CUT = 0.01
 
 
-def sensitivity(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float] = SIGMAS) -> tuple[Sensitivity, ...]:
+def sensitivity(
+    program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float] = SIGMAS, progress: Progress = silent
+) -> tuple[Sensitivity, ...]:
     """Quantize one tensor at a time and measure what the image loses against the program in float.
 
     Where the image and sigma enter as integers, these are left out: they are given, and exact for 8-bit images.
@@ -34,6 +37,7 @@ def sensitivity(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float]
         program: with ranges, learned or observed.
         tiles: held-out tiles, of which the first few are used.
         sigmas: noise levels in 8-bit units.
+        progress: told how many tensors are measured.
     Returns: one entry a tensor, activations in the order they are written, then weights; dB may be negative, where
         rounding happens to help.
     """
@@ -42,6 +46,15 @@ def sensitivity(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float]
         few = NoisyTiles(tiles.clean[:_TILES], tiles.noisy[:_TILES], tiles.sigma[:_TILES])
     else:
         few = tiles[:_TILES]
+    tensors = program.tensors()
+    weights = [(layer.name, layer.weight) for layer in program.layers() if layer.weight is not None]
+    total = len(tensors) + len(weights)
+    found: list[Sensitivity] = []
+
+    def tell() -> None:
+        progress(len(found), total, "what each tensor costs")
+
+    tell()
     watched = _watch(program, few, sigmas)
     with program.in_float():
         reference = evaluate(program, few, sigmas)
@@ -51,14 +64,14 @@ def sensitivity(program: QuantizedProgram, tiles: Tiles, sigmas: Sequence[float]
             found = evaluate(program, few, sigmas)
         return {f"{level:g}": round(reference[level] - db, 4) for level, db in found.items()}
 
-    found = []
-    for name, bounds in program.tensors():
+    for name, bounds in tensors:
         told = lost(bounds)
         causes = (_unseen(program, told), _cause(bounds, watched[bounds]))
         found.append(Sensitivity(name, "activations", told, "; ".join(filter(None, causes))))
-    found += [
-        Sensitivity(layer.name, "weights", lost(layer.weight)) for layer in program.layers() if layer.weight is not None
-    ]
+        tell()
+    for name, weight in weights:
+        found.append(Sensitivity(name, "weights", lost(weight)))
+        tell()
     return tuple(found)
 
 

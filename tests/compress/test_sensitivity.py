@@ -126,6 +126,13 @@ def test_levels_drawn_at_random_need_not_reach_the_ends_of_their_range(low: floa
     assert not any("calibration" in item.cause for item in measured(made).values())
 
 
+def test_it_tells_how_many_tensors_are_measured() -> None:
+    told: list[tuple[int, int]] = []
+    made = program(Scheme("t"))
+    items = sensitivity(made, smooth_tiles(1), (25.0,), lambda done, total, text="": told.append((done, total)))
+    assert told == [(done, len(items)) for done in range(len(items) + 1)]
+
+
 def test_the_program_is_as_it_was() -> None:
     made = program(Scheme("t"))
     noisy, sigma = torch.rand(1, 3, 32, 32), torch.tensor([0.1])
