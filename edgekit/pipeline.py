@@ -382,6 +382,8 @@ def _prepare(recipe: Recipe, given: Given | None = None) -> tuple[list[Target], 
     if recipe.quantization.wide:
         _check_wide(recipe, original)
     check_tile(recipe.tile, original)
+    for target in chosen:
+        target.check_profile(recipe.shape_profile, channels=original.channels, tile=recipe.tile)
     if original.pools_globally:
         _log.warning(
             "%s averages over its whole input: each tile of %d gets averages of its own, so the result depends on the "

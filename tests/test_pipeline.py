@@ -364,6 +364,11 @@ def test_a_dry_run_refuses_what_a_run_would(weights: Path, tmp_path: Path) -> No
         pipeline.plan(recipe(weights, data=tmp_path / "none"))
     with pytest.raises(RecipeError, match="--tile 64"):
         pipeline.plan(recipe(weights, tile=66))
+    crossed = {"min": (1, 3, 96, 96), "opt": (1, 3, 64, 64), "max": (1, 3, 96, 96)}
+    with pytest.raises(RecipeError, match=r"shape_profile is .* \[1, 3, 64, 64\] \(one tile\) within; mend it"):
+        pipeline.plan(recipe(weights, target="tensorrt", shape_profile=crossed))
+    around = {"min": (1, 3, 32, 32), "max": (4, 3, 96, 96)}
+    assert pipeline.plan(recipe(weights, target="tensorrt", shape_profile=around))
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DataError, match="empty"):

@@ -333,7 +333,7 @@ def shape_profile(manifest: dict[str, Any]) -> dict[str, list[int]]:
     if not fits:
         raise CannotTellError(
             f"shape_profile is {said}: expected min <= opt <= max, each [N, {channels}, H, W], with {one} (one tile) "
-            "within; export the bundle again"
+            "within; mend it in the recipe, and run edgekit compress with that"
         )
     return shapes
 

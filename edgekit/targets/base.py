@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from edgekit.bundle.manifest import LayerReport, Manifest, Variant
 from edgekit.compress.batches import Batches
@@ -13,6 +14,9 @@ from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.scheme import Scheme
 from edgekit.errors import ExportError, MissingExtraError
 from edgekit.models.base import DenoiserModel
+
+# "min", "opt" and "max", any of them: [N, C, H, W].
+ShapeProfile: TypeAlias = Mapping[Literal["min", "opt", "max"], tuple[int, int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,17 @@ class Target(Protocol):
 
     def available(self) -> str | None:
         """None when its libraries are installed, else what is missing."""
+        ...
+
+    def check_profile(self, profile: ShapeProfile | None, *, channels: int, tile: int) -> None:
+        """Refuse shapes that its engine could not be built for, before anything runs.
+
+        Args:
+            profile: shapes [N, C, H, W] as "min", "opt" and "max", as the recipe has them; None is one tile.
+            channels: of the model's images.
+            tile: height and width of one tile.
+        Raises: RecipeError.
+        """
         ...
 
     def lower(
@@ -134,6 +149,9 @@ class Plain:
     ) -> Lowered:
         """There is none. Raises: ExportError."""
         raise ExportError(f"quantizer {quantizer!r}: this target takes edgekit's alone")
+
+    def check_profile(self, profile: ShapeProfile | None, *, channels: int, tile: int) -> None:
+        """Nothing to refuse: its files take any size, or one tile."""
 
     def extras(self, manifest: Manifest) -> dict[str, str]:
         """There are none."""

@@ -12,10 +12,11 @@ from edgekit.bundle import build_engine, trtexec
 from edgekit.bundle.manifest import Manifest, Variant
 from edgekit.compress.program import QuantizedProgram
 from edgekit.compress.scheme import Scheme
+from edgekit.errors import RecipeError
 from edgekit.models.base import DenoiserModel
 from edgekit.runtime.engines import onnxruntime, tensorrt
 from edgekit.targets import onnx_graph
-from edgekit.targets.base import Lowered, Plain
+from edgekit.targets.base import Lowered, Plain, ShapeProfile
 
 # What stands in for it, in words.
 _LIBRARY = "TensorRT"
@@ -43,6 +44,15 @@ class TensorRT(Plain):
             quantized_io=False,
             float_terms=True,
         )
+
+    def check_profile(self, profile: ShapeProfile | None, *, channels: int, tile: int) -> None:
+        said = {key: list(shape) for key, shape in profile.items()} if profile else None
+        try:
+            build_engine.shape_profile(
+                {"model": {"channels": channels}, "tile": tile, "recipe": {"shape_profile": said}}
+            )
+        except build_engine.CannotTellError as error:
+            raise RecipeError(str(error)) from error
 
     def lower(
         self,
