@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -80,9 +81,8 @@ def load(source: str | Path, model: str | DenoiserModel | None = None, **overrid
     else:
         target = _from_header(path, header)
     owner = target if model is None else _owner(path, header)
-    hint = _belongs(owner) or "name the model that these weights are of, `edgekit models` lists them; "
     differing = [] if owner is None else _differing(owner, target)
-    _fill(target, state, path, f"{target.arch} {target.config()}", hint, differing)
+    _fill(target, state, path, owner, differing=differing)
     return target.eval()
 
 
@@ -92,7 +92,7 @@ def fill(module: nn.Module, path: Path, name: str) -> None:
     Raises: CheckpointError: the file cannot be read, does not fit, or holds NaN or infinity.
     """
     state, header = _read(_find(path))
-    _fill(module, state, path, name, _belongs(_owner(path, header)))
+    _fill(module, state, path, _owner(path, header), name)
 
 
 def state_dict(path: Path) -> dict[str, Tensor]:
@@ -264,11 +264,23 @@ def _from_header(path: Path, header: Mapping[str, str]) -> DenoiserModel:
 
 
 def _fill(
-    model: nn.Module, state: Mapping[str, Tensor], path: Path, name: str, hint: str, differing: Sequence[str] = ()
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    owner: DenoiserModel | None,
+    name: str = "",
+    *,
+    differing: Sequence[str] = (),
 ) -> None:
-    """Fill in the module, or say what does not fit: `differing` where the shapes alone would."""
+    """Fill in the module, or say what does not fit.
+
+    Args:
+        owner: what the file says that it holds.
+        name: of a module of the user's own, for messages.
+        differing: where the file's settings are not the model's, though its shapes are.
+    """
     wanted = model.state_dict()
-    state = _bare(state, wanted)
+    given, state = state, _bare(state, wanted)
     problems = []
     if missing := sorted(wanted.keys() - state.keys()):
         problems.append(f"missing {shortened(missing)}")
@@ -282,11 +294,14 @@ def _fill(
     if wrong:
         problems.append(shortened(wrong))
     if problems:
-        raise CheckpointError(f"{path} does not fit {name}: {hint}{'; '.join(problems)}")
+        hint = _belongs(owner, model, given)
+        if not hint and not name:
+            hint = "name the model that these weights are of (--model NAME, `edgekit models` lists them); "
+        raise CheckpointError(f"{path} does not fit {name or _called(model)}: {hint}{'; '.join(problems)}")
     if differing:
         raise CheckpointError(
-            f"{path} does not fit {name}: every shape does, but {'; '.join(differing)}; give the model the file's "
-            "settings (in a recipe under config), or leave the model out: the file says what it is of"
+            f"{path} does not fit {name or _called(model)}: every shape does, but {'; '.join(differing)}; give the "
+            "model the file's settings (in a recipe under config), or leave the model out: the file says what it is of"
         )
     _check_finite(state, path)
     # assign: a model on the meta device has nothing to copy into.
@@ -298,15 +313,52 @@ def _owner(path: Path, header: Mapping[str, str]) -> DenoiserModel | None:
     return _from_header(path, header) if {"arch", "config"} <= header.keys() else None
 
 
-def _belongs(owner: DenoiserModel | None) -> str:
-    """Whose weights a file says that it holds, for the message that it does not fit."""
+def _belongs(owner: DenoiserModel | None, model: nn.Module, state: Mapping[str, Tensor]) -> str:
+    """Whose weights they are, by the file's own words or by their shapes, for the message that they do not fit."""
+    named = _recognised(state) if owner is None else _named(owner)
+    if named:
+        flag = named[0].split(" for ")[0]
+        # Of the same name it is of the other kind of images, which no flag of every command says.
+        use = "" if _called(model).startswith(f"{flag} for ") else f", use that model (--model {flag})"
+        return f"these are weights of {' or '.join(named)}{use}; "
     if owner is None:
         return ""
-    named = presets_of(owner.arch, owner.config())
-    if not named:
-        return f"its header says {owner.arch} {owner.config()}; "
-    colour = "gray" if owner.channels == 1 else "colour"
-    return f"these are weights of {named[0]} for {colour} images, use that model; "
+    alike = isinstance(model, DenoiserModel) and model.arch == owner.arch
+    settings = [f"{key} {value}" for key, value in owner.config().items() if alike and value != _setting(model, key)]
+    return f"its header says {owner.arch}{' of ' if settings else ''}{shortened(settings)}, which has no name; "
+
+
+def _setting(model: nn.Module, key: str) -> Any:
+    return model.config().get(key) if isinstance(model, DenoiserModel) else None
+
+
+def _called(model: nn.Module) -> str:
+    """A model in a few words."""
+    if not isinstance(model, DenoiserModel):
+        return type(model).__name__
+    return " or ".join(_named(model)) or f"this {model.arch}"
+
+
+def _named(model: DenoiserModel) -> list[str]:
+    """What edgekit's models of this architecture and configuration are called, with the images they are for."""
+    kind = "gray" if model.channels == 1 else "colour"
+    return [f"{name} for {kind} images" for name in presets_of(model.arch, model.config())]
+
+
+def _recognised(state: Mapping[str, Tensor]) -> list[str]:
+    """The models of edgekit whose tensors have these names and shapes, as `_named` calls them."""
+    found: list[str] = []
+    for name, channels in itertools.product(names(), (3, 1)):
+        try:
+            with torch.device("meta"):
+                model = create(name, channels=channels)
+        except EdgekitError:
+            continue  # for images of another kind alone
+        wanted = model.state_dict()
+        stored = _bare(state, wanted)
+        if stored.keys() == wanted.keys() and all(stored[key].shape == wanted[key].shape for key in wanted):
+            found += [each for each in _named(model) if each not in found]
+    return found
 
 
 def _differing(owner: DenoiserModel, model: DenoiserModel) -> list[str]:

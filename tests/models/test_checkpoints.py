@@ -135,12 +135,36 @@ def test_settings_that_no_shape_shows(tmp_path: Path) -> None:
 
 def test_a_file_of_another_model_says_whose_it_is(small: DenoiserModel, tmp_path: Path) -> None:
     models.save(tmp_path / "gray.safetensors", models.create("dsunet-s", channels=1))
-    with pytest.raises(CheckpointError, match=r": these are weights of dsunet-s for gray images, use that model; "):
+    with pytest.raises(
+        CheckpointError, match=r": these are weights of dsunet-s for gray images, use that model \(--model dsunet-s\); "
+    ):
         models.load(tmp_path / "gray.safetensors", "dsunet-n")
     # Of widths that have no name.
     models.save(tmp_path / "mine.safetensors", small)
-    with pytest.raises(CheckpointError, match=r": its header says dsunet \{.*'widths': \[8, 8\]"):
+    with pytest.raises(
+        CheckpointError, match=r"dsunet-n for colour images: its header says dsunet of widths \[8, 8\], middle"
+    ):
         models.load(tmp_path / "mine.safetensors", "dsunet-n")
+
+
+def test_weights_that_do_not_say_whose_they_are_are_known_by_their_shapes(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({f"module.{k}": v for k, v in models.create("dncnn-25").state_dict().items()}, path)
+    with pytest.raises(
+        CheckpointError, match=r"\bdncnn-25 for gray images.*, use that model \(--model dncnn-"
+    ) as known:
+        models.load(path, "dsunet-s")
+    torch.save({"a": torch.zeros(3)}, path)
+    with pytest.raises(
+        CheckpointError, match=r"dsunet-s for colour images: name the model .*\(--model NAME, "
+    ) as other:
+        models.load(path, "dsunet-s")
+    assert not any("{" in str(error.value) for error in (known, other))
+    torch.save(models.create("dsunet-n", channels=1).state_dict(), path)
+    with pytest.raises(
+        CheckpointError, match=r"dsunet-n for colour .*: these are weights of dsunet-n for gray images; "
+    ):
+        models.load(path, "dsunet-n")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -41,7 +41,10 @@ def test_published_weights(shared_data: Path, name: str, file: str, folder: str,
 
 def test_weights_of_another_network_are_refused(shared_data: Path) -> None:
     kair = shared_data / "weights" / "kair"
-    with pytest.raises(CheckpointError, match=r"does not fit ffdnet .*unexpected model\.24\.bias.* and 13 more"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"does not fit ffdnet-color .*of dncnn-color-blind .*unexpected model\.24\.bias.* and 13 more",
+    ):
         models.load(kair / "dncnn_color_blind.pth", "ffdnet-color")
     with pytest.raises(
         CheckpointError, match=r"model\.0\.weight is \[64, 1, 3, 3\] where the model has \[64, 3, 3, 3\]"
