@@ -279,11 +279,12 @@ def evaluate(
     """Measure bundles and models on a folder of images, all under the same noise.
 
     Args:
-        what: one or several bundles, shipped weights, weight files, and networks of your own (.onnx, .keras, .pt2).
+        what: one or several bundles, shipped weights, weight files, and networks of your own (.onnx, .keras, .pt2, or
+            net.py:make as its factory returns it).
         data: folder of clean images, or of pairs in noisy/ and clean/.
         sigma: noise levels in 8-bit units, for clean images: 25, or (15, 25); 5, 15, 25 and 50. For pairs one level
             that all are told, or "auto", which estimates it; the root mean square of noisy - clean.
-        model: what weight files are of that do not say so themselves.
+        model: what weight files are of that do not say so themselves: a model's name, or net.py:make.
         variant: of bundles, which model file; their default one.
         unclipped: noise neither clipped nor rounded, as papers measure; for models alone.
         threads: CPU threads of bundles; as many as there are, at most 4.

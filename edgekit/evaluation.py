@@ -70,6 +70,7 @@ class Evaluation:
         unclipped: whether the noisy images were neither clipped nor rounded.
         told: what the denoisers were told: "sigma" (a level by its number), "rms" (of noisy - clean) or "auto".
         levels: the figures.
+        notes: what to know about them, in sentences.
     """
 
     data: str
@@ -80,6 +81,7 @@ class Evaluation:
     unclipped: bool
     told: str
     levels: tuple[Level, ...]
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -165,6 +167,7 @@ def evaluate(
             unclipped=unclipped,
             told=told,
             levels=tuple(rows),
+            notes=tuple(_as_made(one) for one in names if importers.takes_weights(one)),
         )
 
 
@@ -206,6 +209,11 @@ def _check_used(
         raise RecipeError(
             f"{nameless[0]} does not say which model it is of: name it with --model, `edgekit models` lists them"
         )
+    if model is not None and nameless and importers.accepts(model) and not importers.takes_weights(model):
+        raise RecipeError(
+            f"model is {model!r}, which brings its own weights: name it in place of {nameless[0]}, or the model that "
+            "the weights are of, as edgekit's name or net.py:make"
+        )
     if model is not None and not nameless:
         raise RecipeError(f"model is {model!r}, but every one says itself what it is of: leave it out")
 
@@ -226,8 +234,19 @@ def _bundle(one: str, stack: ExitStack, variant: str | None, threads: int | None
 
 
 def _model(one: str, name: str | None) -> _Denoiser:
-    network = importers.load(one) if importers.accepts(one) else checkpoints.load(one, name)
+    if name is not None and importers.takes_weights(name):
+        network = importers.load(name, Path(one))
+    else:
+        network = importers.load(one) if importers.accepts(one) else checkpoints.load(one, name)
     return _Denoiser(one, network.channels, None, lambda noisy, level: _in_float(network, noisy, level))
+
+
+def _as_made(one: str) -> str:
+    """Said of FILE.py:FACTORY alone, which may or may not have loaded weights."""
+    return (
+        f"{one} was measured as its factory returns it, with fresh weights unless it loads some; weights in a file are "
+        f"measured by edgekit evaluate WEIGHTS.pth --model {one}"
+    )
 
 
 def _in_float(network: DenoiserModel, noisy: NDArray[Any], level: float) -> Image:

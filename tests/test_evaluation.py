@@ -140,6 +140,33 @@ def test_weights_that_do_not_say_what_they_are_of(photos: Path, tmp_path: Path) 
     assert bare.levels == edgekit.evaluate("dsunet-n", photos, sigma=25).levels
 
 
+@pytest.fixture
+def factory(tmp_path: Path) -> str:
+    """A network of the user's own, of other weights each time it is made."""
+    pytest.importorskip("onnxscript")
+    (tmp_path / "net.py").write_text("from torch import nn\ndef make():\n    return nn.Conv2d(3, 3, 1, bias=False)\n")
+    return f"{tmp_path / 'net.py'}:make"
+
+
+def test_weights_of_a_network_of_ones_own(factory: str, photos: Path, tmp_path: Path) -> None:
+    torch.save({"weight": torch.eye(3)[..., None, None]}, tmp_path / "net.pth")
+    found = edgekit.evaluate(tmp_path / "net.pth", photos, sigma=25, model=factory)
+    # It gives back what it is given.
+    assert found.levels[0].found[0].psnr == pytest.approx(found.levels[0].noisy.psnr, abs=1e-3)
+    assert not found.notes
+    with pytest.raises(EdgekitError, match=r"model is 'x\.onnx', which brings its own weights: name it in place of"):
+        edgekit.evaluate(tmp_path / "net.pth", photos, model="x.onnx")
+
+
+def test_a_factory_alone_is_measured_as_it_is_and_that_is_said(
+    factory: str, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["evaluate", factory, "--data", str(photos), "--sigma", "25"]) == 0
+    said = capsys.readouterr().out
+    assert f"note: {factory} was measured as its factory returns it" in said
+    assert f"edgekit evaluate WEIGHTS.pth --model {factory}" in said
+
+
 def test_gray_images_are_gray_for_colour_models_too(bundle: Path, photos: Path, tmp_path: Path) -> None:
     for path in photos.glob("*.png"):
         Image.open(path).convert("L").save(tmp_path / path.name)

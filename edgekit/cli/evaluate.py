@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from edgekit.cli import show
 from edgekit.cli.progress import Bars
@@ -34,7 +35,8 @@ def evaluate(
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What weight files are of that do not say so.")
+        str | None,
+        typer.Option(metavar="NAME", help="What weight files are of that do not say so: a model, or net.py:make."),
     ] = None,
     variant: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model file of each bundle; else its default one.")
@@ -64,7 +66,10 @@ def evaluate(
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
         return
-    show.console().print(_table(found))
+    out = show.console()
+    out.print(_table(found))
+    for note in found.notes:
+        out.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
 
 
 def _levels(text: str | None) -> list[float] | str | None:
