@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 
+from edgekit.cli.wrap import say
+
 # They tell at import about CUDA builds that are not there and about their own deprecations: nothing a user can mend.
 _CHATTY = (
     "torchao",
@@ -20,11 +22,10 @@ _CHATTY = (
 
 
 class _Notes(logging.Handler):
-    """Prints a record of edgekit's own as one line on stderr, above a progress bar if there is one."""
+    """Prints a record of edgekit's own as a line on stderr, above a progress bar if there is one."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # Looked up now: rich puts its own stream there while a bar is drawn.
-        print(f"note: {record.getMessage()}", file=sys.stderr)
+        say(f"note: {record.getMessage()}")
 
 
 def set_up() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from edgekit.cli.wrap import say
 from edgekit.errors import EdgekitError
 from edgekit.extras import EXTRAS, pip_line
 
@@ -101,8 +102,7 @@ def _interrupted(arguments: Sequence[str], word: str = "interrupted", code: int 
 
 def _say(line: str, code: int = BAD_INPUT) -> int:
     """Print one line, whatever a file name or a library's message may hold, and pass the exit code on."""
-    # In one write: several processes of a training may say something at once.
-    print(" ".join(line.split()) + "\n", end="", file=sys.stderr, flush=True)
+    say(" ".join(line.split()))
     return code
 
 

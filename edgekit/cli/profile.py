@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from edgekit.cli import show
 from edgekit.cli.progress import Bars
+from edgekit.cli.wrap import say
 from edgekit.errors import OutputExistsError
 from edgekit.extras import needed
 from edgekit.out_folder import check_out_folder
@@ -80,9 +80,9 @@ def profile(
     screen = show.console()
     columns = ["", "images", "shot", "read", "sigma", "noise"]
     screen.print(show.table(columns, rows, title="Variance = shot * x + read²", right="images,shot,read,sigma"))
-    screen.print(Text(f"-> {out / _CHART}, {out / _RECIPE}"), soft_wrap=True)
+    show.line(screen, "", f"{out / _CHART}, {out / _RECIPE}")
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        say(f"note: {note}")
 
 
 def _check_target(target: str) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from time import monotonic
 from types import TracebackType
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import (
@@ -40,7 +41,7 @@ class Bars:
     def __init__(self, crowd: Crowd | None = None) -> None:
         self._crowd = crowd
         # A descriptor of its own: a converter's chatter is kept off stderr while the bars go on.
-        self._screen = os.fdopen(os.dup(sys.stderr.fileno()), "w") if sys.stderr.isatty() else sys.stderr
+        self._screen = _copy(sys.stderr) if sys.stderr.isatty() else sys.stderr
         self._progress = Progress(
             TextColumn("{task.description:10}"),
             BarColumn(),
@@ -72,6 +73,13 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Where nothing has reported, there is nothing to keep: a bar that loads for ever above an error is a lie.
+        self._progress.live.transient = _LOADING in self._tasks
         self._progress.stop()
         if self._screen is not sys.stderr:
             self._screen.close()
+
+
+def _copy(stream: TextIO) -> TextIO:
+    """A descriptor of its own; what a file's name cannot be written as is no reason to fail, as on stderr itself."""
+    return os.fdopen(os.dup(stream.fileno()), "w", encoding=stream.encoding, errors="backslashreplace")

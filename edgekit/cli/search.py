@@ -80,8 +80,8 @@ def search(
     screen = show.console()
     screen.print(_table(found))
     best = found.best
-    line = f"best: {best.mean:.2f} dB INT8 at {best.ms_per_megapixel:.1f} ms/MP  -> {found.recipe}"
-    screen.print(Text(line, style="bold"), soft_wrap=True)
+    line = f"best: {best.mean:.2f} dB INT8 at {best.ms_per_megapixel:.1f} ms/MP"
+    show.line(screen, Text(line, style="bold"), str(found.recipe))
     screen.print(Text(f"train it: edgekit train --recipe {found.recipe}"), soft_wrap=True)
 
 

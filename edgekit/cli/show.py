@@ -13,10 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekit.bundle.manifest import Manifest
+from edgekit.cli.wrap import wrap
 from edgekit.runtime.verdict import Verdict
 
 # A table that is cut to 80 columns because nobody looks at it helps nobody.
 _PIPED_WIDTH = 160
+_ENDLESS = 10_000
 # The longest name, in characters, that a table keeps on one line however narrow it is.
 _NAME = 24
 # Where the heading of a column that is kept whole is wrapped, in characters, if its cells are no wider.
@@ -28,8 +30,45 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH, highlight=False)
 
 
+def line(out: Console, text: str | Text, place: str = "") -> None:
+    """Print a line; a terminal gets it wrapped between words, a pipe or a file as it is.
+
+    Args:
+        place: what `->` points to after it, a path; never broken, on a line of its own where there is no room.
+    """
+    told = Text(text) if isinstance(text, str) else text
+    arrow = Text(f"-> {place}" if place else "")
+    whole = Text("  " if told and arrow else "").join([told, arrow])
+    if not out.file.isatty() or whole.cell_len <= out.width:
+        parts = [whole]
+    else:
+        parts = [*_wrapped(told, out.width), *([arrow] if place else [])]
+    for part in parts:
+        # Not by rich, which breaks words that are longer than a line.
+        out.print(part, soft_wrap=True)
+
+
+def _wrapped(text: Text, width: int) -> Iterable[Text]:
+    at = 0
+    for part in wrap(text.plain, width):
+        at = text.plain.index(part, at)
+        yield text[at : at + len(part)]
+        at += len(part)
+
+
+def fits(out: Console, wide: Table) -> bool:
+    """Whether there is room for a table without wrapping a cell."""
+    # Asked where there is room for all of it: no measure exceeds the width that it is given.
+    return out.measure(wide, options=out.options.update_width(_ENDLESS)).maximum <= out.width
+
+
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", right: str | Sequence[str] = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    title: str = "",
+    right: str | Sequence[str] = "",
+    names: bool = False,
 ) -> Table:
     """A table; all of it is plain text, never markup.
 
@@ -38,6 +77,7 @@ def table(
         rows: their cells.
         title: a line above it.
         right: headings of the columns of numbers, in one text separated by commas.
+        names: headings are names, which are not broken at their hyphens.
     """
     numbers = {name.strip() for name in (right.split(",") if isinstance(right, str) else right)} - {""}
     result = Table(
@@ -57,7 +97,9 @@ def table(
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
         # Rich wraps headings too, but not of a column that keeps its width, and it cuts off what a least width pushes
         # over the edge.
-        heading = "\n".join(textwrap.wrap(column, max(widest, _HEADING), break_long_words=False)) if whole else column
+        room = max(widest, _HEADING)
+        parts = textwrap.wrap(column, room, break_long_words=False, break_on_hyphens=not names)
+        heading = "\n".join(parts) if whole else column
         result.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=whole)
     for line in lines:
         result.add_row(*line)
@@ -88,12 +130,12 @@ def _stage(stage: Mapping[str, Any], levels: Sequence[str]) -> Iterable[str]:
 def verdict(out: Console, found: Verdict, place: str = "") -> None:
     """Print a verdict: why it fails and what is to be noted, then the one line."""
     for reason in found.reasons:
-        out.print(Text(f"- {reason}", style="red"), soft_wrap=True)
+        line(out, Text(f"- {reason}", style="red"))
     for note in found.notes:
-        out.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
-    line = Text(found.line() + (f"  -> {place}" if place else ""))
-    line.stylize("bold green" if found.passed else "bold red", 0, 4)
-    out.print(line, soft_wrap=True)
+        line(out, Text(f"note: {note}", style="dim"))
+    text = Text(found.line())
+    text.stylize("bold green" if found.passed else "bold red", 0, 4)
+    line(out, text, place)
 
 
 def levels(found: Verdict) -> Table:
