@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,8 @@ from edgekit.runtime.verdict import decibels
 from edgekit.train.images import Picture, open_images
 from edgekit.train.noise import as_published
 from edgekit.train.validation import SIGMAS, denoise
+
+_log = logging.getLogger(__name__)
 
 # SSIM's window.
 _LEAST_SIDE = 11
@@ -180,7 +183,12 @@ def _is_bundle(one: str) -> bool:
         return True
     if one in models.names():
         raise RecipeError(f"{one} comes without weights: name a file of them, and --model {one} if it does not say so")
-    known = ["a bundle (.edgekit, .zip)", f"a weight file ({', '.join(checkpoints.SUFFIXES)})", *checkpoints.shipped()]
+    known = [
+        "a bundle (.edgekit, .zip)",
+        f"a weight file ({', '.join(checkpoints.SUFFIXES)})",
+        "a network's file (net.py:make, .pt2, .onnx, .keras)",
+        *checkpoints.shipped(),
+    ]
     raise UnknownNameError.unknown("bundle or weights", one, known)
 
 
@@ -294,12 +302,25 @@ def _levels(
         shared = tuple(float(s) for s in SIGMAS if all(o.span is None or o.span[0] <= s <= o.span[1] for o in opened))
         if not numbers and not shared:
             raise RecipeError("no usual noise level lies in the ranges of all: name levels that do (sigma)")
+        if not numbers and (missing := [level for level in SIGMAS if level not in shared]):
+            _log.warning("%s", _left_out(missing, opened))
         return numbers or shared, "sigma"
     if unclipped:
         raise RecipeError("pairs bring 8-bit noise of their own: leave unclipped out")
     if len(numbers) > 1:
         raise RecipeError(f"{len(numbers)} noise levels for pairs, which bring their own noise: name one, or 'auto'")
     return (numbers, "sigma") if numbers else ((None,), "auto" if sigma == "auto" else "rms")
+
+
+def _left_out(levels: Sequence[float], opened: Sequence[_Denoiser]) -> str:
+    """Which levels nothing is measured at, and whose range is why."""
+    spans = [(one.name, one.span) for one in opened if one.span is not None]
+    narrow = [
+        f"{name} takes {span[0]:g} to {span[1]:g}"
+        for name, span in spans
+        if any(not span[0] <= level <= span[1] for level in levels)
+    ]
+    return f"left out: sigma {', '.join(f'{level:g}' for level in levels)}; {', '.join(narrow)}"
 
 
 def _scores(

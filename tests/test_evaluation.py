@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,16 @@ import pytest
 import torch
 from golden_bundle import write_tiny
 from PIL import Image
+from rich.console import Console
 from smooth_folder import write_smooth
 
 import edgekit
 from edgekit import models, train
+from edgekit.cli import evaluate as command
 from edgekit.cli.outcome import run
 from edgekit.errors import DataError, EdgekitError
+from edgekit.evaluation import Evaluation, Level, Score
+from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.quality import psnr
 
 
@@ -98,6 +105,7 @@ def test_pairs_are_told_what_their_noise_measures(pairs: Path) -> None:
         ("dsunet-q", {}, r"unknown bundle or weights 'dsunet-q': .* \(did you mean 'dsunet-"),
         ("none.edgekit", {}, r"none\.edgekit"),
         ("dncnn-25", {}, "dncnn-25 comes without weights: name a file of them"),
+        ("nosuch", {}, r"a network's file \(net\.py:make, \.pt2, \.onnx, \.keras\)"),
         ("photo.png", {}, r"unknown bundle or weights 'photo\.png'"),
         ("", {}, "unknown bundle or weights ''"),
         ("dsunet-n", {"sigma": 300}, "sigma is 300: expected levels above 0 and up to 255"),
@@ -206,3 +214,66 @@ def test_the_command(bundle: Path, pairs: Path, photos: Path, capsys: pytest.Cap
     assert "pairs" in told
     assert run(["evaluate", str(bundle), "--data", str(photos), "--sigma", "a,b"]) == 2
     assert "--sigma a,b: expected noise levels" in capsys.readouterr().err
+
+
+def test_levels_that_are_left_out_are_named(
+    bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("edgekit"), "propagate", True)
+    monkeypatch.setattr(Denoiser, "sigma_range", (10.0, 40.0))
+    found = edgekit.evaluate([bundle, "dsunet-n"], photos)
+    assert [level.sigma for level in found.levels] == [15, 25]
+    assert [r.getMessage() for r in caplog.records] == [
+        "left out: sigma 5, 50; golden-tiny-tflite.edgekit int8 takes 10 to 40"
+    ]
+    caplog.clear()
+    edgekit.evaluate(bundle, photos, sigma=15)
+    assert caplog.records == []
+
+
+class Screen(StringIO):
+    """What a terminal is written."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def shown(paths: Sequence[str], names: Sequence[str], levels: int = 4) -> list[str]:
+    """What 80 columns show of an evaluation."""
+    score = Score(30.125, 0.8)
+    rows = tuple(Level(float(s), score, (score,) * len(paths)) for s in (5, 15, 25, 50)[:levels])
+    console = Console(width=80, file=Screen(), color_system=None, highlight=False)
+    command._show(console, Evaluation("photos", False, tuple(names), 2, (), False, "sigma", rows), paths)
+    assert isinstance(console.file, StringIO)
+    lines = console.file.getvalue().splitlines()
+    # Every figure, none of them broken.
+    assert sum(line.count("30.12 (0.800)") for line in lines) == levels * (len(paths) + 1)
+    return lines
+
+
+def test_the_table_has_short_names_and_paths_below_it() -> None:
+    path = f"/somewhere/{'deep/' * 20}dsunet-s-tflite.edgekit"
+    lines = shown([path, "dsunet-n"], ["dsunet-s-tflite.edgekit int8", "dsunet-n"])
+    assert ["dsunet-s-tflite"] in [line.split() for line in lines]
+    assert ["sigma", "noisy", "int8", "dsunet-n"] in [line.split() for line in lines]
+    assert lines[-2:] == ["dsunet-s-tflite int8:", path]
+
+
+def test_alike_names_get_their_folders() -> None:
+    assert command._short(["a/x/n.edgekit", "b/x/n.edgekit", "c/m.onnx", "dsunet-n"]) == [
+        "a/x/n",
+        "b/x/n",
+        "m.onnx",
+        "dsunet-n",
+    ]
+    assert command._short(["n.edgekit", "n"]) == ["n.edgekit", "n"]
+
+
+def test_names_that_leave_no_room_get_rows_or_numbers() -> None:
+    long = [f"a-name-of-{c}-some-length.edgekit" for c in "abc"]
+    rows = [line.split()[:2] for line in shown(long, [f"{name} int8" for name in long], levels=2)]
+    assert ["a-name-of-b-some-length", "int8"] in rows
+    longer = [f"{c * 60}.edgekit" for c in "abc"]
+    lines = shown(longer, [f"{name} int8" for name in longer])
+    assert ["sigma", "noisy", "1", "2", "3"] in [line.split() for line in lines]
+    assert f"2: {longer[1]} int8" in [line.rstrip() for line in lines]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from edgekit.cli import show
@@ -14,8 +17,9 @@ from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 
 if TYPE_CHECKING:
-    from edgekit.evaluation import Evaluation
+    from edgekit.evaluation import Evaluation, Level, Score
 
+_SUFFIX = ".edgekit"
 _TOLD = {"rms": "told the root mean square of noisy - clean", "auto": 'told what sigma="auto" estimates'}
 
 
@@ -66,10 +70,10 @@ def evaluate(
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
         return
-    out = show.console()
-    out.print(_table(found))
+    screen = show.console()
+    _show(screen, found, [*dict.fromkeys(what)])
     for note in found.notes:
-        out.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
+        show.line(screen, Text(f"note: {note}", style="dim"))
 
 
 def _levels(text: str | None) -> list[float] | str | None:
@@ -83,15 +87,64 @@ def _levels(text: str | None) -> list[float] | str | None:
         ) from None
 
 
-def _table(found: Evaluation) -> object:
-    columns = ["sigma", "noisy", *found.names]
-    rows = [
-        [
-            "pairs" if found.paired else f"{level.sigma:g}",
-            *(f"{score.psnr:.2f} ({score.ssim:.3f})" for score in (level.noisy, *level.found)),
-        ]
-        for level in found.levels
-    ]
+def _show(screen: Console, found: Evaluation, paths: Sequence[str]) -> None:
+    """The table, in the first form that there is room for, and what its short names stand for."""
+    short = _short(paths)
+    variants = [_variant(name, path) for name, path in zip(found.names, paths, strict=True)]
+    names = [name + variant for name, variant in zip(short, variants, strict=True)]
+    numbers = [str(place) for place in range(1, len(names) + 1)]
+    forms = [_by_level(found, names), _by_name(found, names), _by_level(found, numbers), _by_name(found, numbers)]
+    chosen = next((number for number, form in enumerate(forms) if show.fits(screen, form)), len(forms) - 1)
+    screen.print(forms[chosen])
+    for place, path in enumerate(paths):
+        if chosen > 1:
+            show.line(screen, Text(f"{numbers[place]}: {path}{variants[place]}", style="dim"))
+        elif path not in (short[place], f"{short[place]}{_SUFFIX}"):
+            show.line(screen, Text(f"{names[place]}: {path}", style="dim"))
+
+
+def _variant(name: str, path: str) -> str:
+    """What a bundle's name in the figures adds to that of its file, e.g. " int8"."""
+    own = Path(path).resolve().name
+    return name.removeprefix(own) if name.startswith(f"{own} ") else ""
+
+
+def _short(paths: Sequence[str]) -> list[str]:
+    """File names; with the folders above where two are alike, as many as it takes."""
+    parts = [Path(path).parts or (path,) for path in paths]
+    parts = [(*above, name.removesuffix(_SUFFIX)) for *above, name in parts]
+
+    def tail(place: int) -> str:
+        own, others = parts[place], [*parts[:place], *parts[place + 1 :]]
+        lengths = (n for n in range(1, len(own) + 1) if all(other[-n:] != own[-n:] for other in others))
+        length = next(lengths, None)
+        return paths[place] if length is None else str(Path(*own[-length:]))
+
+    return [tail(place) for place in range(len(paths))]
+
+
+def _by_level(found: Evaluation, names: Sequence[str]) -> Table:
+    columns = ["sigma", "noisy", *names]
+    rows = [[_level(found, level), *map(_cell, (level.noisy, *level.found))] for level in found.levels]
+    return show.table(columns, rows, title=_title(found), right=columns[1:], names=True)
+
+
+def _by_name(found: Evaluation, names: Sequence[str]) -> Table:
+    columns = ["sigma", *(_level(found, level) for level in found.levels)]
+    scores = zip(*((level.noisy, *level.found) for level in found.levels), strict=True)
+    rows = [[name, *map(_cell, row)] for name, row in zip(["noisy", *names], scores, strict=True)]
+    return show.table(columns, rows, title=_title(found), right=columns[1:], names=True)
+
+
+def _level(found: Evaluation, level: Level) -> str:
+    return "pairs" if found.paired else f"{level.sigma:g}"
+
+
+def _cell(score: Score) -> str:
+    return f"{score.psnr:.2f} ({score.ssim:.3f})"
+
+
+def _title(found: Evaluation) -> str:
     notes = [f"dB (SSIM), means over {found.images} image{'s' * (found.images != 1)} of {found.data}"]
     if found.unclipped:
         notes.append("noise neither clipped nor rounded")
@@ -99,4 +152,4 @@ def _table(found: Evaluation) -> object:
         notes.append(_TOLD.get(found.told, f"told sigma {found.levels[0].sigma}"))
     if found.skipped:
         notes.append(f"{len(found.skipped)} left out")
-    return show.table(columns, rows, title="; ".join(notes), right=columns[1:])
+    return "; ".join(notes)
