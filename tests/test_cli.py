@@ -10,21 +10,25 @@ import sys
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
 import pytest
-from golden_bundle import double_scale, rehash, scenes, write_tiny
+from golden_bundle import double_scale, edit_manifest, rehash, scenes, write_tiny
 from PIL import Image
 from rich.console import Console
+from rich.text import Text
 
-from edgekit import pipeline
+from edgekit import api, pipeline
 from edgekit.bundle.reader import read
-from edgekit.cli import show
+from edgekit.cli import bench, show
 from edgekit.cli.outcome import run
 from edgekit.recipe import Recipe
+from edgekit.runtime.bench import Timed
 from edgekit.runtime.check import check
 from edgekit.runtime.deep_color import write_png
+from edgekit.runtime.denoiser import Denoiser
 from edgekit.runtime.denoiser import open as open_bundle
 from edgekit.runtime.images import load
 
@@ -185,6 +189,24 @@ def test_inspect_shows_files_stages_layers_and_licences(edgekit: Terminal, bundl
     assert [fact for fact in facts if fact not in said.out] == []
 
 
+def test_inspect_shows_the_noise_and_the_iso_table(edgekit: Terminal, bundle: Path, tmp_path: Path) -> None:
+    assert "ISO table" not in edgekit("inspect", bundle).out
+    copy = tmp_path / "camera.edgekit"
+    shutil.copytree(bundle, copy)
+    noise = {"model": "poisson-gaussian", "sigma": [0.0, 55.0], "shot": [0.0001, 0.012], "read": [0.5, 4.0]}
+
+    def change(data: dict[str, Any]) -> None:
+        data["iso_sigma"] = {"1600": 8.125, "100": 2.0}
+        data["recipe"]["noise"] = {**noise, "stratified": True, "level": "rms"}
+
+    edit_manifest(copy, change)
+    facts = [" ".join(line.split()) for line in edgekit("inspect", copy).out.splitlines()]
+    assert "noise model poisson-gaussian, shot 0.0001:0.012, read 0.5:4" in facts
+    assert "ISO table ISO 100: sigma 2, ISO 1600: sigma 8.12" in facts
+    edit_manifest(copy, lambda data: data["recipe"].update(finetune={"noises": ["the pairs' own", "gaussian"]}))
+    assert "noise model the pairs' own; replayed: gaussian" in " ".join(edgekit("inspect", copy).out.split())
+
+
 # --- denoise
 
 
@@ -294,6 +316,25 @@ def test_denoise_goes_on_after_an_unreadable_image_and_says_so(
     assert skipped.startswith(f"skipped: {source / 'a.png'} cannot be read")
     assert summary.startswith("error: skipped 1 of 2 images, the first: ")
     assert files(tmp_path / "out") == {"b.png"}
+
+
+def test_denoise_says_that_a_blind_bundle_ignores_a_level(
+    edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Denoiser, "sigma_range", None)
+    monkeypatch.setattr(Denoiser, "many", lambda self, jobs: (image for image, _ in jobs))
+    words = ["denoise", photo, "--model", bundle, "-o", tmp_path / "o.png"]
+    assert edgekit(*words).err == ""
+    told = "is ignored: golden-tiny is blind, it takes no noise level"
+    assert edgekit(*words, "--force", "--sigma", "40").err == f"note: --sigma 40 {told}\n"
+    line = edgekit(*words, "--force", "--iso", "1600").error()
+    assert line == "iso is 1600, but golden-tiny has no table of ISO and sigma, and is blind: leave it out"
+    table = tmp_path / "table.edgekit"
+    shutil.copytree(bundle, table)
+    edit_manifest(table, lambda data: data.update(iso_sigma={"100": 2.0, "1600": 8.0}))
+    words[3] = table
+    assert edgekit(*words, "--force", "--iso", "1600").err == f"note: --iso 1600 {told}\n"
+    assert "table reaches from 100 to 1600" in edgekit(*words, "--force", "--iso", "3200").error()
 
 
 @pytest.mark.parametrize(
@@ -479,6 +520,22 @@ def test_train_refuses_wrong_flags(edgekit: Terminal, tmp_path: Path, words: lis
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("words", [["compress", "--target", "tflite"], ["train", "dsunet-n"], ["finetune", "x"]])
+def test_resume_and_force_contradict_each_other(edgekit: Terminal, words: list[str]) -> None:
+    line = edgekit(*words, "--resume", "--force").error()
+    assert line == "--resume goes on with what is there, --force starts over: give one of them"
+
+
+def test_train_ends_in_a_row_a_noise_level(edgekit: Terminal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"psnr_5": 38.123, "ssim_5": 0.95, "psnr_25": 30.9, "ssim_25": 0.87654}
+    done = SimpleNamespace(first=True, scores=scores, steps=2, seconds=60.0, path=tmp_path / "model.safetensors")
+    monkeypatch.setattr(api, "train", lambda *_, **__: done)
+    lines = [line.split() for line in edgekit("train", "dsunet-n").out.splitlines()]
+    assert ["sigma", "PSNR", "SSIM"] in lines
+    assert ["5", "38.12", "0.9500"] in lines
+    assert ["25", "30.90", "0.8765"] in lines
+
+
 def test_train_refuses_a_level_for_pairs(edgekit: Terminal, tmp_path: Path) -> None:
     (tmp_path / "pairs" / "noisy").mkdir(parents=True)
     said = edgekit("train", "dsunet-s", "--data", tmp_path / "pairs", "--sigma", "0:20", "--out", tmp_path / "run")
@@ -541,6 +598,12 @@ def test_lint_names_what_it_does_not_know(edgekit: Terminal) -> None:
     assert "unknown model 'dsunet-x': expected one of" in edgekit("lint", "dsunet-x").error()
 
 
+@pytest.mark.parametrize("name", ["bundle", "none.tflite"])
+def test_lint_of_what_is_exported_says_where_to_look(edgekit: Terminal, bundle: Path, name: str) -> None:
+    line = edgekit("lint", bundle if name == "bundle" else name).error()
+    assert "lint takes models and networks of your own, before training; `edgekit inspect BUNDLE` shows" in line
+
+
 @pytest.mark.parametrize("width", [40, 60, 80])
 def test_a_narrow_table_keeps_names_and_numbers_whole(width: int) -> None:
     rows = [["dsunet-s-camera", "1,287,180", "a few words that may be wrapped where there is no room for them"]]
@@ -557,6 +620,79 @@ def test_a_narrow_table_keeps_its_last_column() -> None:
     told = screen.export_text()
     assert {"dB", "its", "integers", "cost", "0.079"} <= set(told.split())
     assert max(map(len, told.splitlines())) <= 50
+
+
+class Screen(StringIO):
+    """What a terminal is written."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def screen(width: int) -> Console:
+    return Console(width=width, file=Screen(), color_system=None, highlight=False)
+
+
+def shown(console: Console) -> list[str]:
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue().splitlines()
+
+
+def test_a_line_is_wrapped_between_words_on_a_terminal_alone() -> None:
+    text, place = "PASS  FP32 30.71 dB  INT8 30.62 dB (total -0.09)", "/builds/of today/dsunet-s-tflite.edgekit"
+    narrow, file = screen(24), Console(width=24, file=StringIO())
+    show.line(narrow, text, place)
+    show.line(file, text, place)
+    assert shown(narrow) == ["PASS  FP32 30.71 dB", "INT8 30.62 dB (total", "-0.09)", f"-> {place}"]
+    assert shown(file) == [f"{text}  -> {place}"]
+    wide = screen(200)
+    show.line(wide, text, place)
+    show.line(wide, "", place)
+    assert shown(wide) == [f"{text}  -> {place}", f"-> {place}"]
+
+
+def test_a_wrapped_line_keeps_its_colours() -> None:
+    text = Text("FAIL  a reason of some words")
+    text.stylize("red", 0, 4)
+    first, *rest = show._wrapped(text, 12)
+    assert (first.plain, [(s.start, s.end) for s in first.spans]) == ("FAIL  a", [(0, 4)])
+    assert [(part.plain, part.spans) for part in rest] == [("reason of", []), ("some words", [])]
+
+
+def timed(bundle: str, name: str, target: str, variant: str) -> Timed:
+    return Timed(
+        bundle, name, target, variant, "litert", "ai-edge-litert 2.3.0", "xnnpack", 2, 30, 1234.56, 1334.56, 1434.56,
+        216225, 5709.6, 5601.2, 0.18, "fp32", 12.34, 123_400_000, 1.0, None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_bench_keeps_every_figure_whole(width: int) -> None:
+    paths = [f"build/dsunet-s-camera-{target}.edgekit" for target in ("tflite", "openvino")]
+    entries = [
+        timed(path, "dsunet-s-camera", path.split("-")[-1].removesuffix(".edgekit"), variant)
+        for path in paths
+        for variant in ("int8", "fp32")
+    ]
+    console = screen(width)
+    bench._show(console, entries)
+    lines = shown(console)
+    assert max(map(len, lines)) <= width
+    for entry in entries:
+        told = " ".join(" ".join(line for line in lines if entry.variant in line).split())
+        assert all(word in told for word in ("1234.56", "1334.56", "1434.56", "5709.6", "12.34x fp32", "123.4"))
+    said = " ".join(" ".join(lines).split())
+    words = ["tflite", "openvino", "ai-edge-litert 2.3.0 (xnnpack)", "0.18", "5601.2", "100%"]
+    assert [word for word in words if word not in said] == []
+    assert said.count("1234.56") == 4
+
+
+def test_bench_numbers_two_builds_of_one_model() -> None:
+    console = screen(80)
+    bench._show(console, [timed(f"{folder}/n.edgekit", "n", "tflite", "int8") for folder in "ab"])
+    lines = shown(console)
+    assert [line.split()[:3] for line in lines if "1234.56" in line] == [[f"{n}:", "int8", "1234.56"] for n in (1, 2)]
+    assert any(line.startswith("2: int8: b/n.edgekit, tflite, ") for line in lines)
 
 
 def test_training_weights_by_their_name_says_how(edgekit: Terminal, tmp_path: Path) -> None:

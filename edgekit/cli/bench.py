@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -46,12 +47,31 @@ def bench(
         print(json.dumps(found.to_dict(), indent=2))
         return
     screen = show.console()
-    screen.print(_table(found.timed))
+    _show(screen, found.timed)
     about = [*(f"{name} {version}" for name, version in found.versions.items()), found.machine["system"]]
-    screen.print(Text(", ".join(about), style="dim"), soft_wrap=True)
+    show.line(screen, Text(", ".join(about), style="dim"))
     for note in found.notes:
-        screen.print(Text(f"note: {note}", style="dim"), soft_wrap=True)
-    screen.print(Text(found.line(), style="bold"), soft_wrap=True)
+        show.line(screen, Text(f"note: {note}", style="dim"))
+    show.line(screen, Text(found.line(), style="bold"))
+
+
+def _show(screen: Console, timed: Sequence[Timed]) -> None:
+    """All of it as a table; where there is no room, the times, and of each row a line below with the rest."""
+    wide = _table(timed)
+    if show.fits(screen, wide):
+        screen.print(wide)
+        return
+    *named, labels = (
+        [f"{entry.name} {entry.variant}" for entry in timed],
+        [f"{entry.name} {entry.target} {entry.variant}" for entry in timed],
+        # Two builds of one model, or a name that leaves no room.
+        [f"{place}: {entry.variant}" for place, entry in enumerate(timed, 1)],
+    )
+    good = (some for some in named if len({*some}) == len(some) and show.fits(screen, _times(some, timed)))
+    labels = next(good, labels)
+    screen.print(_times(labels, timed))
+    for label, entry in zip(labels, timed, strict=True):
+        show.line(screen, Text(f"{label}: {_rest(entry)}", style="dim"))
 
 
 def _table(timed: Sequence[Timed]) -> Table:
@@ -67,17 +87,55 @@ def _table(timed: Sequence[Timed]) -> Table:
             entry.name if unique else entry.bundle,
             entry.target,
             entry.variant,
-            f"{entry.library} ({entry.kernels})",
+            _engine(entry),
             entry.threads,
             *(f"{value:.2f}" for value in (entry.p50_ms, entry.p90_ms, entry.p99_ms)),
             *(f"{value:.1f}" for value in (entry.ms_per_megapixel, entry.fastest_ms_per_megapixel)),
             f"{entry.megapixels_per_second:.2f}",
-            "" if entry.ratio is None else f"{entry.ratio:.2f}x {entry.baseline}",
-            "" if entry.peak_memory is None else f"{entry.peak_memory / 1e6:.1f}",
+            _times_faster(entry),
+            _megabytes(entry),
             "" if entry.int8_share is None else percent(entry.int8_share),
         ]
         for entry in timed
     ]
-    rounds = timed[0].runs
-    title = f"{rounds} runs each, in turns; useful pixels of one tile; times: how many times faster than the baseline"
-    return show.table(columns, rows, title=title, right=",".join(columns[4:]))
+    return show.table(columns, rows, title=_title(timed), right=",".join(columns[4:]))
+
+
+def _times(labels: Sequence[str], timed: Sequence[Timed]) -> Table:
+    """A table that 80 columns hold: what a bundle is chosen by."""
+    columns = ["", "p50 ms", "p90 ms", "p99 ms", "ms/MP", "times", "peak MB"]
+    rows = [
+        [
+            label,
+            *(f"{value:.2f}" for value in (entry.p50_ms, entry.p90_ms, entry.p99_ms)),
+            f"{entry.ms_per_megapixel:.1f}",
+            *(_times_faster(entry), _megabytes(entry)),
+        ]
+        for label, entry in zip(labels, timed, strict=True)
+    ]
+    return show.table(columns, rows, title=_title(timed), right=columns[1:])
+
+
+def _rest(entry: Timed) -> str:
+    """What the narrow table has no room for."""
+    threads = f"{entry.threads} thread{'s' * (entry.threads != 1)}"
+    speed = f"{entry.megapixels_per_second:.2f} MP/s, fastest {entry.fastest_ms_per_megapixel:.1f} ms/MP"
+    share = "" if entry.int8_share is None else f", {percent(entry.int8_share)} of MACs in int8"
+    return f"{entry.bundle}, {entry.target}, {_engine(entry)}, {threads}, {speed}{share}"
+
+
+def _engine(entry: Timed) -> str:
+    return f"{entry.library} ({entry.kernels})"
+
+
+def _times_faster(entry: Timed) -> str:
+    return "" if entry.ratio is None else f"{entry.ratio:.2f}x {entry.baseline}"
+
+
+def _megabytes(entry: Timed) -> str:
+    return "" if entry.peak_memory is None else f"{entry.peak_memory / 1e6:.1f}"
+
+
+def _title(timed: Sequence[Timed]) -> str:
+    runs = f"{timed[0].runs} runs each, in turns"
+    return f"{runs}; useful pixels of one tile; times: how many times faster than the baseline"

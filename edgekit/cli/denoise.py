@@ -13,6 +13,7 @@ import typer
 from numpy.typing import NDArray
 
 from edgekit.cli.progress import Bars
+from edgekit.cli.wrap import say
 from edgekit.errors import DataError, OutputExistsError, RecipeError, ShapeError
 from edgekit.runtime import images as files
 from edgekit.runtime.denoiser import Denoiser
@@ -58,17 +59,14 @@ def denoise(
     with Bars() as bars:
         work = _Work(level, force, len(jobs), bars)
         with opened(variant) as denoiser:
-            if iso is not None and (found := denoiser.sigma_of_iso(iso)) is not None:
-                work.level = found
-                typer.echo(f"note: sigma {found:.1f} for ISO {iso:g}, from the bundle's table", err=True)
+            work.level = _asked(denoiser, level, iso)
             finer = _float_variant(denoiser) if variant is None else None
             deep = work.through(denoiser, jobs, leave_deep=finer is not None)
         if deep:
             named = deep[0][0].name + (f" and {len(deep) - 1} more" if len(deep) > 1 else "")
-            typer.echo(
+            say(
                 f"note: {named}: more than 8 bits, denoised by {finer}; integers may leave steps where an image is "
-                "smooth (--variant int8 takes them, and is faster)",
-                err=True,
+                "smooth (--variant int8 takes them, and is faster)"
             )
             with opened(finer) as denoiser:
                 work.through(denoiser, deep)
@@ -119,7 +117,7 @@ class _Work:
                         raise
                     message = str(error) if isinstance(error, DataError) else f"{source}: {error}"
                     self.unreadable.append(message)
-                    typer.echo(f"skipped: {message}", err=True)
+                    say(f"skipped: {message}")
                     continue
                 under_way.append((target, picture))
                 yield picture.pixels, told
@@ -139,6 +137,18 @@ def _float_variant(denoiser: Denoiser) -> str | None:
     return "fp32" if denoiser.variant.integer and "fp32" in names else None
 
 
+def _asked(denoiser: Denoiser, level: float | str, iso: float | None) -> float | str:
+    """The noise level that the flags name; a blind bundle has no use for it, and the user is told so."""
+    found = None if iso is None else denoiser.sigma_of_iso(iso)
+    if denoiser.sigma_range is None and (iso is not None or not isinstance(level, str)):
+        flag = f"--sigma {level:g}" if iso is None else f"--iso {iso:g}"
+        say(f"note: {flag} is ignored: {denoiser.manifest.name} is blind, it takes no noise level")
+    if found is None:
+        return level
+    say(f"note: sigma {found:.1f} for ISO {iso:g}, from the bundle's table")
+    return found
+
+
 def _told(denoiser: Denoiser, source: Path, picture: files.Picture, level: float | str) -> float | None:
     """The noise level that the model is told of an image; an estimated one is said to the user."""
     if denoiser.sigma_range is None:
@@ -152,7 +162,7 @@ def _told(denoiser: Denoiser, source: Path, picture: files.Picture, level: float
     if found.clamped:
         low, high = denoiser.sigma_range
         doubt = f"{doubt}; outside what {denoiser.manifest.name} takes ({low:g} to {high:g}): using {found.sigma:g}"
-    typer.echo(f"note: {source}: sigma {found.raw:.1f}, estimated{doubt}", err=True)
+    say(f"note: {source}: sigma {found.raw:.1f}, estimated{doubt}")
     return found.sigma
 
 
@@ -197,9 +207,9 @@ def _tell_left_out(sources: Sequence[Path], taken: Set[Path], out: Path) -> None
         others = [path.name for path in left if not path.is_dir()]
         if others:
             told = f"{shortened(others)}; only files that end in {', '.join(files.FORMATS)} are read"
-            typer.echo(f"note: left out of {folder}: {told}", err=True)
+            say(f"note: left out of {folder}: {told}")
         if inner:
-            typer.echo(f"note: folders in {folder} are not searched: {shortened(inner)}", err=True)
+            say(f"note: folders in {folder} are not searched: {shortened(inner)}")
 
 
 def _level(text: str) -> float | str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.text import Text
@@ -12,6 +13,9 @@ from rich.text import Text
 from edgekit.bundle.manifest import Manifest
 from edgekit.cli import show
 from edgekit.errors import RecipeError
+
+# The range of levels has a row of its own; the others say how noise is drawn, not which.
+_NOT_OF_THE_NOISE = {"model", "sigma", "stratified", "level", "device_share"}
 
 if TYPE_CHECKING:
     from edgekit.runtime.compare import Comparison
@@ -57,7 +61,7 @@ def _compare(bundle: Path, against: Path, allow: float | None, *, as_json: bool)
         screen.print(_side_by_side(found))
         line = Text(found.line())
         line.stylize("bold green" if found.agree else "bold red", 0, len(found.line().split()[0]))
-        screen.print(line, soft_wrap=True)
+        show.line(screen, line)
     raise typer.Exit(found.exit_code)
 
 
@@ -115,6 +119,8 @@ def _facts(manifest: Manifest) -> list[list[object]]:
         ["source", model.source or "not stated"],
         ["tiles", f"{manifest.tile} px, halo {model.halo} px, stride {model.stride} px"],
         ["noise", "blind" if model.blind else f"sigma {manifest.sigma[0]:g} to {manifest.sigma[1]:g} (8-bit units)"],
+        *_noise_model(manifest.recipe),
+        *_iso_table(manifest.iso_sigma),
         [
             "held to",
             f"at most {limits.max_drop:g} dB lost, the mean over noise levels; "
@@ -127,6 +133,23 @@ def _facts(manifest: Manifest) -> list[list[object]]:
     plain = {name: value for name, value in manifest.recipe.items() if not isinstance(value, dict)}
     rows += [["recipe", ", ".join(f"{name} {_short(value)}" for name, value in plain.items() if value is not None)]]
     return rows
+
+
+def _noise_model(recipe: Mapping[str, Any]) -> list[list[object]]:
+    """The noise that the stages saw, with its settings; none of a bundle that does not say."""
+    noise, tuned = recipe.get("noise", {}), recipe.get("finetune", {}).get("noises", [])
+    first, *replayed = tuned or [noise.get("model", "")]
+    # A fine-tuned bundle that learned from pairs has not seen its recipe's own noise.
+    drawn = noise if first == noise.get("model") else {}
+    settings = [f"{name} {_short(value)}" for name, value in drawn.items() if name not in _NOT_OF_THE_NOISE]
+    text = ", ".join([first, *settings]) + (f"; replayed: {', '.join(replayed)}" if replayed else "")
+    return [["noise model", text]] if text else []
+
+
+def _iso_table(table: Mapping[str, float]) -> list[list[object]]:
+    """The levels of `denoise --iso`; none of a bundle without them."""
+    text = ", ".join(f"ISO {iso}: sigma {table[iso]:.3g}" for iso in sorted(table, key=int))
+    return [["ISO table", text]] if text else []
 
 
 def _short(value: object) -> str:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
 from edgekit import api
 from edgekit.cli import show
 from edgekit.cli.crowd import Crowd
-from edgekit.cli.flags import Flag, LicenseClean, RecipeFile, Seed
+from edgekit.cli.flags import Flag, LicenseClean, RecipeFile, Seed, check_resume
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 from edgekit.pair_folder import is_paired
@@ -54,6 +53,7 @@ def finetune(
     force: Annotated[bool, typer.Option("--force", help="Start over where --out holds a run.")] = False,
 ) -> None:
     """Teach a deployed model a new noise, with the old one replayed; a bundle becomes a new bundle."""
+    check_resume(resume, force)
     if recipe is None and (model is None or data is None):
         raise RecipeError(
             "finetune what, on which images? Give both: edgekit finetune build/dsunet-s-tflite.edgekit --data photos"
@@ -92,7 +92,7 @@ def finetune(
     columns = ["images", "noise", "before", "after", "change"]
     screen = show.console()
     screen.print(show.table(columns, rows, title="dB on held-out images, FP32", right="before,after,change"))
-    screen.print(Text(f"-> {tuned.path}"), soft_wrap=True)
+    show.line(screen, "", str(tuned.path))
     if tuned.bundle is not None:
         show.verdict(screen, found[-1], str(tuned.bundle.source))
         raise typer.Exit(found[-1].exit_code)

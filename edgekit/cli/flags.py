@@ -7,6 +7,8 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
+from edgekit.errors import RecipeError
+
 # Flags are passed on as text: the recipe checks them, so that a flag and a line of a recipe file get the same answer.
 Flag: TypeAlias = str | None
 
@@ -26,6 +28,12 @@ LicenseClean: TypeAlias = Annotated[
 RecipeFile: TypeAlias = Annotated[
     Path | None, typer.Option(metavar="FILE", help="YAML file of settings with these names; flags win.")
 ]
+
+
+def check_resume(resume: bool, force: bool) -> None:
+    """Raises: RecipeError: both."""
+    if resume and force:
+        raise RecipeError("--resume goes on with what is there, --force starts over: give one of them")
 
 
 def whole(text: str | None) -> Any:

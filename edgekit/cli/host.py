@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 from rich.text import Text
 
 from edgekit import api
 from edgekit.cli import show
 from edgekit.cli.crowd import Crowd
-from edgekit.cli.flags import Data, Flag, LicenseClean, RecipeFile, Seed, Sigma, whole
+from edgekit.cli.flags import Data, Flag, LicenseClean, RecipeFile, Seed, Sigma, check_resume, whole
 from edgekit.cli.progress import Bars
 from edgekit.errors import RecipeError
 from edgekit.extras import needed
@@ -84,6 +86,7 @@ def compress(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
 ) -> None:
     """Prune, distill, quantize and export a denoiser; ends in a verdict."""
+    check_resume(resume, force)
     settings: dict[str, Any] = {
         "model": model,
         "weights": weights,
@@ -170,6 +173,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Start over where --out holds a run.")] = False,
 ) -> None:
     """Train a model, or fine-tune one; writes weights, recipe and log."""
+    check_resume(resume, force)
     if model is None and recipe is None:
         raise RecipeError(
             "which model? Name one (edgekit train dsunet-s; edgekit models lists them) or give --recipe FILE"
@@ -211,14 +215,16 @@ def train(
         return
     screen = show.console()
     if trained.scores:
-        names = [name.replace("_", " at sigma ") for name in trained.scores]
-        scores = [
-            f"{value:.4f}" if name.startswith("ssim") else f"{value:.2f}" for name, value in trained.scores.items()
-        ]
-        title = "Held-out images, unseen in training"
-        screen.print(show.table(["", "value"], zip(names, scores, strict=True), title=title, right="value"))
-    line = f"{trained.steps} steps in {trained.seconds / 60:.1f} min  -> {trained.path}"
-    screen.print(Text(line), soft_wrap=True)
+        screen.print(_scores(trained.scores))
+    show.line(screen, f"{trained.steps} steps in {trained.seconds / 60:.1f} min", str(trained.path))
+
+
+def _scores(scores: Mapping[str, float]) -> Table:
+    """A row a noise level of what is named psnr_25, ssim_25 and so on."""
+    levels = dict.fromkeys(name.partition("_")[2] for name in scores)
+    rows = [[level, f"{scores[f'psnr_{level}']:.2f}", f"{scores[f'ssim_{level}']:.4f}"] for level in levels]
+    columns = ["sigma", "PSNR", "SSIM"]
+    return show.table(columns, rows, title="Held-out images, unseen in training", right=columns)
 
 
 def _show_plan(loaded: Recipe, out: Path, force: bool) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
+from edgekit.bundle import reader
 from edgekit.cli import show
-from edgekit.errors import UnknownNameError
+from edgekit.errors import RecipeError, UnknownNameError
 from edgekit.extras import needed
 
 # What each delegate is called on the command line, and in words.
@@ -25,6 +27,11 @@ def lint(
 
     Weights do not matter: ask before you train.
     """
+    if _exported(Path(model)):
+        raise RecipeError(
+            f"{model} is exported already: lint takes models and networks of your own, before training; "
+            "`edgekit inspect BUNDLE` shows a bundle's layers"
+        )
     if delegate not in _DELEGATES:
         raise UnknownNameError.unknown("delegate", delegate, _DELEGATES)
     with needed("lint", "all"):
@@ -48,5 +55,10 @@ def lint(
     )
     line = Text(f"{'FAIL' if found else 'PASS'}  {model}: {words}")
     line.stylize("bold red" if found else "bold green", 0, 4)
-    screen.print(line, soft_wrap=True)
+    show.line(screen, line)
     raise typer.Exit(int(bool(found)))
+
+
+def _exported(path: Path) -> bool:
+    """Whether this names a bundle, or a file out of one."""
+    return path.suffix in (*reader.SUFFIXES, ".tflite", ".xml") or (path / reader.MANIFEST).is_file()

@@ -216,7 +216,13 @@ class Denoiser:
 
         Raises: RecipeError: the bundle has no such table, or the ISO lies outside it.
         """
-        return None if self.sigma_range is None else sigma_of_iso(self.manifest.iso_sigma, iso)
+        if self.sigma_range is None and not self.manifest.iso_sigma:
+            # A table, which others are told to make, would be of no use to this one.
+            raise RecipeError(
+                f"iso is {iso:g}, but {self.manifest.name} has no table of ISO and sigma, and is blind: leave it out"
+            )
+        level = sigma_of_iso(self.manifest.iso_sigma, iso)
+        return None if self.sigma_range is None else level
 
     def close(self) -> None:
         """Free the model, and the bundle if `open` opened it. Closing twice is allowed."""
