@@ -424,6 +424,11 @@ def _check_names(recipe: Recipe) -> None:
     for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
         allowed = [*names(), *(n for n in shipped if n not in names())]
         allowed += _NO_TEACHER_FILE if role == "teacher" else []
+        if role == "model" and Path(name).suffix == ".safetensors" and "arch" in checkpoints.metadata(name):
+            # What edgekit trained or tuned knows its own network, which may have no other name: one of the user's own.
+            if recipe.weights is not None:
+                raise RecipeError(f"weights {str(recipe.weights)!r}: {name} brings its own; leave --weights out")
+            continue
         if role == "model" and (Path(name).suffix == ".py" or Path(name).suffix in (".pth", ".safetensors", ".ckpt")):
             kind = "a Python file" if Path(name).suffix == ".py" else "a file of weights"
             raise RecipeError(
@@ -477,7 +482,7 @@ def check_fits(loaded: DenoiserModel, name: str, source: str) -> None:
     if loaded.arch != create(name).arch or (known and name not in known):
         raise CheckpointError(
             f"{source} holds weights of {known[0] if known else loaded.arch}, not of {name}: "
-            f"name the model they belong to, e.g. --model {known[0] if known else loaded.arch}"
+            f"name the model they belong to, {f'e.g. --model {known[0]}' if known else f'--model {source}'}"
         )
 
 
@@ -500,7 +505,8 @@ def _original(run: _Run, original: DenoiserModel) -> StageRecord:
     _doubt(run, db)
     size = Size(original.macs_per_pixel(), original.parameter_count())
     run.progress("original", 1, 1)
-    what = f"{run.recipe.model}, FP32"
+    # A bundle goes to others: where its maker kept the file is nobody's business.
+    what = f"{Path(run.recipe.model).name}, FP32"
     return StageRecord("original", what, size, size, db, db, time.perf_counter() - began)
 
 

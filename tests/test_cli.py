@@ -219,6 +219,13 @@ def test_denoise_a_file(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: 
     assert np.array_equal(load(out).pixels, expected)
 
 
+def test_denoise_doubts_a_level_in_0_to_1(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path) -> None:
+    for sigma, doubted in (("0.098", True), ("0", False), ("25", False)):
+        said = edgekit("denoise", photo, "-o", tmp_path / f"{sigma}.png", "--model", bundle, "--sigma", sigma)
+        assert said.code == 0
+        assert ("levels are in 8-bit units, 0 to 255" in said.err) == doubted
+
+
 def test_denoise_a_folder_into_a_folder(edgekit: Terminal, bundle: Path, photo: Path, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()

@@ -585,3 +585,17 @@ def test_an_engine_that_fails_at_whole_tiles_alone_is_found_out(
         sides.clear()
         assert np.array_equal(run_tiles(denoiser, golden.noisy, golden.sigma), device)
         assert max(sides) < side
+
+
+def test_a_model_is_named_by_the_file_that_training_wrote(weights: Path, tmp_path: Path) -> None:
+    named = recipe(weights, model=str(weights)).model_copy(update={"weights": None})
+    assert [stage.stage for stage in pipeline.plan(named)] == [
+        "original",
+        "prune",
+        "distill",
+        "quantize",
+        "export",
+        "check",
+    ]
+    with pytest.raises(RecipeError, match="brings its own; leave --weights out"):
+        pipeline.plan(recipe(weights, model=str(weights)))

@@ -48,6 +48,8 @@ def denoise(
     level = _level(sigma)
     if iso is not None and level != "auto":
         raise RecipeError(f"--iso {iso:g} and --sigma {sigma}: both name a noise level; give one of them")
+    if isinstance(level, float) and 0 < level < 1:
+        say(f"note: --sigma {level:g} is next to no noise: levels are in 8-bit units, 0 to 255 (25, not 25 / 255)")
     jobs = plan(images, out, force=force)
     _tell_left_out(images, {source for source, _ in jobs}, out)
     # One image should be done soon; of many, the last one should.

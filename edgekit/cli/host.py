@@ -33,7 +33,8 @@ def compress(
         typer.Option(
             metavar="NAME|FILE",
             show_default="dsunet-s",
-            help="Model (`edgekit models` lists them), or your own: net.py:make, .pt2, .onnx, .keras, SavedModel.",
+            help="Model (`edgekit models` lists them), what train or finetune wrote (model.safetensors), or your own: "
+            "net.py:make, .pt2, .onnx, .keras, SavedModel.",
         ),
     ] = None,
     weights: Annotated[

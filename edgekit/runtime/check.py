@@ -235,7 +235,7 @@ def _mend(blamed: Sequence[Sensitivity], tuned: bool) -> str:
 def _in_float(tuned: bool) -> str:
     """Exporting what integers do not suit. `finetune` has no flag for it, but leaves the weights beside its bundle."""
     if tuned:
-        again = "edgekit compress --model NAME --weights FILE --prune 0 --precision fp16"
+        again = "edgekit compress --model model.safetensors --prune 0 --precision fp16"
         return f"export the tuned model.safetensors in float ({again})"
     return "export --precision fp16"
 
