@@ -33,8 +33,7 @@ def compress(
         typer.Option(
             metavar="NAME|FILE",
             show_default="dsunet-s",
-            help="Model (`edgekit models` lists them), what train or finetune wrote (model.safetensors), or your own: "
-            "net.py:make, .pt2, .onnx, .keras, SavedModel.",
+            help="Model (`edgekit models` lists them), a model.safetensors, or your own: net.py:make, .pt2, .onnx ...",
         ),
     ] = None,
     weights: Annotated[
