@@ -220,10 +220,15 @@ def train(
 
 
 def _scores(scores: Mapping[str, float]) -> Table:
-    """A row a noise level of what is named psnr_25, ssim_25 and so on."""
+    """A row a noise level of what is named psnr_25, ssim_25 and so on; psnr and ssim are of noise without levels."""
     levels = dict.fromkeys(name.partition("_")[2] for name in scores)
-    rows = [[level, f"{scores[f'psnr_{level}']:.2f}", f"{scores[f'ssim_{level}']:.4f}"] for level in levels]
-    columns = ["sigma", "PSNR", "SSIM"]
+    kinds = [kind for kind in ("psnr", "ssim") if any(name.startswith(kind) for name in scores)]
+    digits = {"psnr": 2, "ssim": 4}
+    rows = [
+        [level or "its own", *(f"{scores[f'{kind}_{level}'.rstrip('_')]:.{digits[kind]}f}" for kind in kinds)]
+        for level in levels
+    ]
+    columns = ["sigma", *(kind.upper() for kind in kinds)]
     return show.table(columns, rows, title="Held-out images, unseen in training", right=columns)
 
 

@@ -60,7 +60,8 @@ def test_parts_are_runs_from_the_weights_before(recipe: Path, folder: Path, tmp_
     names = ["log.jsonl", "model.safetensors", "part-1", "part-2", "recipe.yaml"]
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == names
     assert trained.steps == 10
-    assert [(done, total) for done, total, _ in told] == [(k, 10) for k in range(1, 11)]
+    steps = [(done, total) for done, total, text in told if "loss" in text]
+    assert steps == [(k, 10) for k in range(1, 11)]
     assert told[-1][2].startswith("part 2/2, loss ")
 
     loaded = load(TrainRecipe, recipe, {})
@@ -118,7 +119,7 @@ def test_a_killed_run_goes_on_in_its_part(recipe: Path, tmp_path: Path, caplog: 
         resume=True,
         progress=lambda done, total, text="": told.append(done),
     )
-    assert told == [9, 10], "it was at step 8 (4 of the second part) when it last wrote a checkpoint"
+    assert sorted(set(told)) == [9, 10], "it was at step 8 (4 of the second part) when it last wrote a checkpoint"
     assert "part-1 was complete after 4 steps" in caplog.text
     assert resumed.path.read_bytes() == whole.path.read_bytes()
 
