@@ -133,10 +133,7 @@ def evaluate(
     if not names:
         raise RecipeError("nothing to evaluate: name bundles or models, e.g. build/dsunet-s-tflite.edgekit or dsunet-s")
     bundles = [one for one in names if _is_bundle(one)]
-    nameless = [
-        one for one in names
-        if not (one in bundles or importers.accepts(one) or "arch" in checkpoints.metadata(one))
-    ]  # fmt: skip
+    nameless = [one for one in names if not (one in bundles or importers.accepts(one) or checkpoints.says_model(one))]
     _check_used(bundles, nameless, model, {"variant": variant, "threads": threads}, unclipped=unclipped)
     with ExitStack() as stack:
         opened = [

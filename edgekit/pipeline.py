@@ -424,7 +424,7 @@ def _check_names(recipe: Recipe) -> None:
     for role, name in (("model", recipe.model), ("teacher", recipe.teacher)):
         allowed = [*names(), *(n for n in shipped if n not in names())]
         allowed += _NO_TEACHER_FILE if role == "teacher" else []
-        if role == "model" and Path(name).suffix == ".safetensors" and "arch" in checkpoints.metadata(name):
+        if role == "model" and Path(name).suffix == ".safetensors" and checkpoints.says_model(name):
             # What edgekit trained or tuned knows its own network, which may have no other name: one of the user's own.
             if recipe.weights is not None:
                 raise RecipeError(f"weights {str(recipe.weights)!r}: {name} brings its own; leave --weights out")
@@ -473,7 +473,7 @@ def _load(source: str | Path, name: str | None = None) -> DenoiserModel:
     if importers.accepts(source):
         return importers.load(source)
     # A file that edgekit wrote knows its own widths.
-    return checkpoints.load(source, None if "arch" in checkpoints.metadata(source) else name)
+    return checkpoints.load(source, None if checkpoints.says_model(source) else name)
 
 
 def check_fits(loaded: DenoiserModel, name: str, source: str) -> None:
@@ -748,7 +748,7 @@ def _check_float(manifest: Manifest, files: Path, golden: Golden) -> None:
     """
     if "fp32" not in {variant.name for variant in manifest.variants}:
         return
-    at = [int(np.argmin(golden.sigma)), int(np.argmax(golden.sigma))]
+    at = golden.extremes()
     with open_files(manifest, files, "fp32") as denoiser:
         found = run_tiles(denoiser, golden.noisy[at], golden.sigma[at])
         db = decibels(found, Golden.to_uint8(golden.fp32_compressed[at]))

@@ -246,7 +246,7 @@ def _start(recipe: FinetuneRecipe) -> _Start:
         name = recipe.weights or recipe.model
         if recipe.weights is None and recipe.model in models.names() and recipe.model not in checkpoints.shipped():
             raise RecipeError(f"{recipe.model} comes without weights: name the file to go on from, --weights FILE")
-        model = checkpoints.load(name, None if "arch" in checkpoints.metadata(name) else recipe.model)
+        model = checkpoints.load(name, None if checkpoints.says_model(name) else recipe.model)
         if (owner := checkpoints.preset(recipe.model)) in models.names():
             pipeline.check_fits(model, owner, str(name))
         return _Start(model, Path(recipe.model).stem, licences.of_weights(name), _replayed(recipe, name, name))

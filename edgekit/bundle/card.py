@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.bundle import samples
 from edgekit.bundle.manifest import Manifest, TensorSpec, Variant
+from edgekit.runtime.tiling import step
 
 if TYPE_CHECKING:
     from edgekit.runtime.verdict import Verdict
@@ -82,13 +83,12 @@ def render(manifest: Manifest, verdict: Verdict) -> str:
 def _tiling(manifest: Manifest) -> str:
     """How an image that is no tile is cut into tiles, in words."""
     model = manifest.model
-    margin = -(-model.halo // model.stride) * model.stride
-    step = (manifest.tile - 2 * model.halo) // model.stride * model.stride
     whole = any(n < 0 for v in manifest.variants for s in v.inputs if s.role == "image" for n in s.shape)
+    distance = step(manifest.tile, model.halo, model.stride)
     return (
-        f'mirror the border ("reflect") by {margin} pixels, the halo rounded up to the stride; run tiles {step} pixels '
-        f"apart, and keep of each what lies at least {model.halo} pixels inside it. At the bottom and right mirror as "
-        "far as the last tile reaches"
+        f'mirror the border ("reflect") by {samples.margin(manifest)} pixels, the halo rounded up to the stride; run '
+        f"tiles {distance} pixels apart, and keep of each what lies at least {model.halo} pixels inside it. At the "
+        "bottom and right mirror as far as the last tile reaches"
         + (f", or run the mirrored image whole, its sides multiples of {model.stride}." if whole else ".")
     )
 

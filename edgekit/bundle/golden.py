@@ -117,6 +117,10 @@ class Golden:
         """The noise levels present, lowest first, in 8-bit units."""
         return tuple(sorted({float(s) for s in self.sigma}))
 
+    def extremes(self) -> NDArray[np.int64]:
+        """A tile of the lowest and one of the highest noise, by their numbers; one where all have the same."""
+        return np.unique([np.argmin(self.sigma), np.argmax(self.sigma)]).astype(np.int64)
+
 
 def facts_of(manifest: Manifest) -> dict[str, str]:
     """What of a manifest decides how images are cut and what the model is told, as JSON texts by name."""

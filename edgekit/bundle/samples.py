@@ -6,6 +6,7 @@ from string import Template
 
 from edgekit.bundle.manifest import Manifest
 from edgekit.errors import BundleError
+from edgekit.runtime.tiling import step
 
 _PYTHON = Template('''# SPDX-License-Identifier: MIT
 """Denoise an image file with this bundle.
@@ -103,6 +104,11 @@ def python(manifest: Manifest) -> str:
     return _PYTHON.substitute(extra=default.engine, mode=mode, low=f"{low:g}", high=f"{high:g}")
 
 
+def margin(manifest: Manifest) -> int:
+    """Pixels that an image is mirrored by on top and left: the halo rounded up to the stride."""
+    return -(-manifest.model.halo // manifest.model.stride) * manifest.model.stride
+
+
 def c(manifest: Manifest) -> str | None:
     """A C program for one tile of a .tflite file with 8-bit images; None where the bundle has none.
 
@@ -150,8 +156,8 @@ def c(manifest: Manifest) -> str | None:
         dtype=image.dtype,
         zero=image.zero_point,
         how="a byte less 128" if signed else "the byte itself",
-        margin=-(-model.halo // model.stride) * model.stride,
-        step=(manifest.tile - 2 * model.halo) // model.stride * model.stride,
+        margin=margin(manifest),
+        step=step(manifest.tile, model.halo, model.stride),
         stride=model.stride,
         halo=model.halo,
         low=f"{manifest.sigma[0]:g}",

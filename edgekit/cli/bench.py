@@ -137,5 +137,7 @@ def _megabytes(entry: Timed) -> str:
 
 
 def _title(timed: Sequence[Timed]) -> str:
-    runs = f"{timed[0].runs} runs each, in turns"
-    return f"{runs}; useful pixels of one tile; times: how many times faster than the baseline"
+    return (
+        f"{timed[0].runs} runs each, in turns; useful pixels of one tile; times: how many times faster than the "
+        "baseline"
+    )

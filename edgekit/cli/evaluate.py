@@ -126,14 +126,14 @@ def _short(paths: Sequence[str]) -> list[str]:
 def _by_level(found: Evaluation, names: Sequence[str]) -> Table:
     columns = ["sigma", "noisy", *names]
     rows = [[_level(found, level), *map(_cell, (level.noisy, *level.found))] for level in found.levels]
-    return show.table(columns, rows, title=_title(found), right=columns[1:], names=True)
+    return show.table(columns, rows, title=_title(found), right=columns[1:])
 
 
 def _by_name(found: Evaluation, names: Sequence[str]) -> Table:
     columns = ["sigma", *(_level(found, level) for level in found.levels)]
     scores = zip(*((level.noisy, *level.found) for level in found.levels), strict=True)
     rows = [[name, *map(_cell, row)] for name, row in zip(["noisy", *names], scores, strict=True)]
-    return show.table(columns, rows, title=_title(found), right=columns[1:], names=True)
+    return show.table(columns, rows, title=_title(found), right=columns[1:])
 
 
 def _level(found: Evaluation, level: Level) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -68,7 +67,6 @@ def table(
     *,
     title: str = "",
     right: str | Sequence[str] = "",
-    names: bool = False,
 ) -> Table:
     """A table; all of it is plain text, never markup.
 
@@ -77,7 +75,6 @@ def table(
         rows: their cells.
         title: a line above it.
         right: headings of the columns of numbers, in one text separated by commas.
-        names: headings are names, which are not broken at their hyphens.
     """
     numbers = {name.strip() for name in (right.split(",") if isinstance(right, str) else right)} - {""}
     result = Table(
@@ -97,9 +94,7 @@ def table(
         justify: Literal["left", "right"] = "right" if column in numbers else "left"
         # Rich wraps headings too, but not of a column that keeps its width, and it cuts off what a least width pushes
         # over the edge.
-        room = max(widest, _HEADING)
-        parts = textwrap.wrap(column, room, break_long_words=False, break_on_hyphens=not names)
-        heading = "\n".join(parts) if whole else column
+        heading = "\n".join(wrap(column, max(widest, _HEADING))) if whole else column
         result.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=whole)
     for line in lines:
         result.add_row(*line)

@@ -53,7 +53,8 @@ def quantize(
         on_calibrated: given the program before anything is learned, when in float it still is the model.
     Raises: TrainingError: the loss became NaN; the last good checkpoint is kept.
     """
-    began, progress = time.perf_counter(), progress or silent
+    began = time.perf_counter()
+    progress = progress or silent
     teacher = model.eval()
     before = evaluate(teacher, tiles, sigmas)
     program = QuantizedProgram(model, scheme, sigma_range)

@@ -103,7 +103,12 @@ def state_dict(path: Path) -> dict[str, Tensor]:
 def metadata(source: str | Path) -> dict[str, str]:
     """The header of a .safetensors file: arch, config (JSON) and what its writer added; empty for other files."""
     path = _find(source)
-    return _read(path)[1] if path.suffix == ".safetensors" else {}
+    return _read_safetensors(path, tensors=False)[1] if path.suffix == ".safetensors" else {}
+
+
+def says_model(source: str | Path) -> bool:
+    """Whether a file says which model it is of, as those that edgekit writes do."""
+    return "arch" in metadata(source)
 
 
 def save(
@@ -181,12 +186,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read_safetensors(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is no whole safetensors file ({error}): it was cut short or altered; fetch it again"

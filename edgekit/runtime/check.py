@@ -45,8 +45,6 @@ _OTHER_KERNELS_DB = 40.0
 _NOTHING = 0.1
 # Float kernels differ by 5e-7, fp16 weights by 1e-3: after rounding some bytes are off by one. All of them are 48 dB.
 FLOAT_DB = 50.0
-# The portable kernels take seconds a tile on a small device: two tiles, of the lowest and the highest noise.
-_PORTABLE_TILES = 2
 
 _MAX_RUNS, _SECONDS = 15, 2.0
 _log = logging.getLogger(__name__)
@@ -117,7 +115,8 @@ def with_portable(golden: Golden, bundle: Bundle) -> Golden:
     variant = default_of(bundle.manifest)
     if not variant.integer:
         return golden
-    at = np.unique([int(np.argmin(golden.sigma)), int(np.argmax(golden.sigma))])[:_PORTABLE_TILES].astype(np.int64)
+    # These kernels take seconds a tile on a small device.
+    at = golden.extremes()
     try:
         outputs = portable_outputs(bundle, variant, golden.noisy[at], golden.sigma[at])
     except EngineError as error:
@@ -332,7 +331,7 @@ def _whole_tile(denoiser: Denoiser, golden: Golden, device: NDArray[np.uint8], a
     """
     if not denoiser.engine.any_size:
         return ()
-    at = [int(np.argmin(golden.sigma)), int(np.argmax(golden.sigma))]
+    at = golden.extremes()
     with denoiser.whole_tiles():
         whole = run_tiles(denoiser, golden.noisy[at], golden.sigma[at])
     apart, db = int(np.abs(whole.astype(np.int16) - device[at]).max()), decibels(whole, device[at])
