@@ -18,6 +18,8 @@ from edgekit.errors import RecipeError
 _NOT_OF_THE_NOISE = {"model", "sigma", "stratified", "level", "device_share"}
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from edgekit.runtime.compare import Comparison
 
 
@@ -58,15 +60,22 @@ def _compare(bundle: Path, against: Path, allow: float | None, *, as_json: bool)
         print(json.dumps(found.to_dict(), indent=2))
     else:
         screen = show.console()
-        screen.print(_side_by_side(found))
+        wide = _side_by_side(found, found.labels, found.a.bundle)
+        if show.fits(screen, wide):
+            screen.print(wide)
+        else:
+            # Paths of any length: as headings they would leave the figures no room.
+            for letter, label in zip("AB", found.labels, strict=True):
+                show.line(screen, f"{letter}: {label}")
+            screen.print(_side_by_side(found, ("A", "B"), "A"))
         line = Text(found.line())
         line.stylize("bold green" if found.agree else "bold red", 0, len(found.line().split()[0]))
         show.line(screen, line)
     raise typer.Exit(found.exit_code)
 
 
-def _side_by_side(found: Comparison) -> object:
-    columns = ["sigma", "FP32 original", *found.labels, "apart", "one against the other", "judged"]
+def _side_by_side(found: Comparison, names: tuple[str, str], tiles_of: str) -> Table:
+    columns = ["sigma", "FP32 original", *names, "apart", "one against the other", "judged"]
     rows = [
         [
             "mean" if row.sigma is None else f"{row.sigma:g}",
@@ -77,7 +86,7 @@ def _side_by_side(found: Comparison) -> object:
         ]
         for row in (*found.rows, found.total)
     ]
-    title = f"dB against the clean golden tiles of {found.a.bundle}, both on this device"
+    title = f"dB against the clean golden tiles of {tiles_of}, both on this device"
     return show.table(columns, rows, title=title, right=",".join(columns[:-1]))
 
 

@@ -314,6 +314,23 @@ def test_the_command_agrees(written: Path, other: Path, capsys: pytest.CaptureFi
     assert not any("PASS" in line for line in lines)
 
 
+@pytest.mark.parametrize("depth", [0, 1, 8])
+def test_the_table_is_whole_however_long_the_paths(
+    written: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], depth: int
+) -> None:
+    folder = tmp_path.joinpath(*["a-folder-of-somebody"] * depth)
+    copy = Path(shutil.copytree(written, folder / "b.edgekit"))
+    assert run(["check", str(written), "--against", str(copy)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    cells = [line.split() for line in lines[-6:-1]]
+    assert [row[0] for row in cells] == ["5", "15", "25", "50", "mean"]
+    assert {len(row) for row in cells if row[-1] == "no"} == {7}
+    assert cells[1][3:] == [*cells[1][3:6], "at", "most", "0.05"]
+    if depth == 8:
+        assert f"A: {written} tflite int8" in lines
+        assert f"B: {copy} tflite int8" in lines
+
+
 def test_the_command_disagrees_and_exits_1(written: Path, altered: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["check", str(written), "--against", str(altered)]) == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("DISAGREE  ")
