@@ -615,7 +615,7 @@ def test_lint_of_what_is_exported_says_where_to_look(edgekit: Terminal, bundle: 
 def test_a_narrow_table_keeps_names_and_numbers_whole(width: int) -> None:
     rows = [["dsunet-s-camera", "1,287,180", "a few words that may be wrapped where there is no room for them"]]
     screen = Console(width=width, record=True, file=StringIO())
-    screen.print(show.table(["model", "parameters", "what"], rows, right="parameters"))
+    show.put(screen, show.table(["model", "parameters", "what"], rows, right="parameters"))
     assert any(line.split()[:2] == ["dsunet-s-camera", "1,287,180"] for line in screen.export_text().splitlines())
 
 
@@ -623,10 +623,21 @@ def test_a_narrow_table_keeps_its_last_column() -> None:
     columns = ["layer", "operator", "computes in", "dB its integers cost"]
     rows = [["middle.0.depthwise", "DEPTHWISE_CONV_2D", "int8", "0.079"]]
     screen = Console(width=50, record=True, file=StringIO())
-    screen.print(show.table(columns, rows, right="dB its integers cost"))
+    show.put(screen, show.table(columns, rows, right="dB its integers cost"))
     told = screen.export_text()
     assert {"dB", "its", "integers", "cost", "0.079"} <= set(told.split())
     assert max(map(len, told.splitlines())) <= 50
+
+
+def test_a_title_keeps_its_path_over_a_narrow_table() -> None:
+    place = "/data/of/somebody/with/deep/folders/" + "photographs/" * 8
+    for out in (screen(40), Console(width=40, file=StringIO())):
+        show.put(out, show.table(["", "dB"], [["a", "31.10"]], title=f"dB, means over 2 images of {place}", right="dB"))
+        told = shown(out)
+        assert any(line.endswith(place) for line in told)
+        assert any(line.split() == ["a", "31.10"] for line in told)
+    # In a file the title is one line.
+    assert told[0] == f"dB, means over 2 images of {place}"
 
 
 class Screen(StringIO):

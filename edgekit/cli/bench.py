@@ -59,7 +59,7 @@ def _show(screen: Console, timed: Sequence[Timed]) -> None:
     """All of it as a table; where there is no room, the times, and of each row a line below with the rest."""
     wide = _table(timed)
     if show.fits(screen, wide):
-        screen.print(wide)
+        show.put(screen, wide)
         return
     *named, labels = (
         [f"{entry.name} {entry.variant}" for entry in timed],
@@ -69,7 +69,7 @@ def _show(screen: Console, timed: Sequence[Timed]) -> None:
     )
     good = (some for some in named if len({*some}) == len(some) and show.fits(screen, _times(some, timed)))
     labels = next(good, labels)
-    screen.print(_times(labels, timed))
+    show.put(screen, _times(labels, timed))
     for label, entry in zip(labels, timed, strict=True):
         show.line(screen, Text(f"{label}: {_rest(entry)}", style="dim"))
 

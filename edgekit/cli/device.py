@@ -47,7 +47,7 @@ def check(
         print(json.dumps(found.to_dict(), indent=2))
     else:
         screen = show.console()
-        screen.print(show.levels(found))
+        show.put(screen, show.levels(found))
         show.verdict(screen, found)
     raise typer.Exit(found.exit_code)
 
@@ -60,21 +60,21 @@ def _compare(bundle: Path, against: Path, allow: float | None, *, as_json: bool)
         print(json.dumps(found.to_dict(), indent=2))
     else:
         screen = show.console()
-        wide = _side_by_side(found, found.labels, found.a.bundle)
+        wide = _side_by_side(found, found.labels)
         if show.fits(screen, wide):
-            screen.print(wide)
+            show.put(screen, wide)
         else:
             # Paths of any length: as headings they would leave the figures no room.
             for letter, label in zip("AB", found.labels, strict=True):
                 show.line(screen, f"{letter}: {label}")
-            screen.print(_side_by_side(found, ("A", "B"), "A"))
+            show.put(screen, _side_by_side(found, ("A", "B")))
         line = Text(found.line())
         line.stylize("bold green" if found.agree else "bold red", 0, len(found.line().split()[0]))
         show.line(screen, line)
     raise typer.Exit(found.exit_code)
 
 
-def _side_by_side(found: Comparison, names: tuple[str, str], tiles_of: str) -> Table:
+def _side_by_side(found: Comparison, names: tuple[str, str]) -> Table:
     columns = ["sigma", "FP32 original", *names, "apart", "one against the other", "judged"]
     rows = [
         [
@@ -86,7 +86,7 @@ def _side_by_side(found: Comparison, names: tuple[str, str], tiles_of: str) -> T
         ]
         for row in (*found.rows, found.total)
     ]
-    title = f"dB against the clean golden tiles of {tiles_of}, both on this device"
+    title = f"dB against the clean golden tiles of {found.a.bundle}, both on this device"
     return show.table(columns, rows, title=title, right=",".join(columns[:-1]))
 
 
@@ -100,7 +100,7 @@ def inspect(
         manifest = opened.manifest
         sizes = {v.file: sum(opened.path(name).stat().st_size for name in v.files) for v in manifest.variants}
     screen = show.console()
-    screen.print(show.table(["", ""], _facts(manifest), title=f"{manifest.name} for {manifest.target}"))
+    show.put(screen, show.table(["", ""], _facts(manifest), title=f"{manifest.name} for {manifest.target}"))
     rows = [
         [
             variant.name + (" (default)" if variant.name == manifest.default_variant else ""),
@@ -111,11 +111,11 @@ def inspect(
         ]
         for variant in manifest.variants
     ]
-    screen.print(show.table(["variant", "file", "MB", "engine", "tensors"], rows, title="Model files", right="MB"))
+    show.put(screen, show.table(["variant", "file", "MB", "engine", "tensors"], rows, title="Model files", right="MB"))
     if manifest.stages:
-        screen.print(show.stages(manifest))
+        show.stages(screen, manifest)
     if manifest.layers:
-        screen.print(_layers(manifest))
+        show.put(screen, _layers(manifest))
 
 
 def _facts(manifest: Manifest) -> list[list[object]]:
@@ -165,7 +165,7 @@ def _short(value: object) -> str:
     return ":".join(f"{v:g}" for v in value) if isinstance(value, list | tuple) else str(value)
 
 
-def _layers(manifest: Manifest) -> object:
+def _layers(manifest: Manifest) -> Table:
     total = sum(layer.macs for layer in manifest.layers) or 1
     names = {layer.name for layer in manifest.layers}
     costs = {name: [i.mean for i in manifest.sensitivity if i.name == name] for name in names}

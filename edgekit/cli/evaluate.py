@@ -95,7 +95,7 @@ def _show(screen: Console, found: Evaluation, paths: Sequence[str]) -> None:
     numbers = [str(place) for place in range(1, len(names) + 1)]
     forms = [_by_level(found, names), _by_name(found, names), _by_level(found, numbers), _by_name(found, numbers)]
     chosen = next((number for number, form in enumerate(forms) if show.fits(screen, form)), len(forms) - 1)
-    screen.print(forms[chosen])
+    show.put(screen, forms[chosen])
     for place, path in enumerate(paths):
         if chosen > 1:
             show.line(screen, Text(f"{numbers[place]}: {path}{variants[place]}", style="dim"))

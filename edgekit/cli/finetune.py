@@ -91,7 +91,7 @@ def finetune(
     ]
     columns = ["images", "noise", "before", "after", "change"]
     screen = show.console()
-    screen.print(show.table(columns, rows, title="dB on held-out images, FP32", right="before,after,change"))
+    show.put(screen, show.table(columns, rows, title="dB on held-out images, FP32", right="before,after,change"))
     show.line(screen, "", str(tuned.path))
     if tuned.bundle is not None:
         show.verdict(screen, found[-1], str(tuned.bundle.source))

@@ -120,7 +120,7 @@ def compress(
             )
         screen = show.console()
         for bundle in bundles:
-            screen.print(show.stages(bundle.manifest))
+            show.stages(screen, bundle.manifest)
     for bundle, verdict in zip(bundles, found, strict=True):
         show.verdict(screen, verdict, str(bundle.source))
     raise typer.Exit(max(verdict.exit_code for verdict in found))
@@ -215,7 +215,7 @@ def train(
         return
     screen = show.console()
     if trained.scores:
-        screen.print(_scores(trained.scores))
+        show.put(screen, _scores(trained.scores))
     show.line(screen, f"{trained.steps} steps in {trained.seconds / 60:.1f} min", str(trained.path))
 
 
@@ -241,6 +241,6 @@ def _show_plan(loaded: Recipe, out: Path, force: bool) -> None:
         for stage in stages
     ]
     screen = show.console()
-    screen.print(show.table(["stage", "settings", "seconds"], rows, title="What would run", right="seconds"))
+    show.put(screen, show.table(["stage", "settings", "seconds"], rows, title="What would run", right="seconds"))
     total = sum(stage.seconds for stage in stages)
     screen.print(Text(f"about {total / 60:.1f} min on two cores; nothing was written"))

@@ -47,7 +47,7 @@ def lint(
     screen = show.console()
     if found:
         rows = {(item.operator, item.module, item.why, item.fix): None for item in found}
-        screen.print(show.table(["operator", "made by", "why", "build instead"], rows))
+        show.put(screen, show.table(["operator", "made by", "why", "build instead"], rows))
     words = (
         f"{len(found)} operators that {_DELEGATES[delegate]} leaves to the CPU"
         if found

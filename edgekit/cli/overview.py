@@ -32,12 +32,12 @@ def models() -> None:
             weights.append([name, known.checkpoints.preset(name), terms.use, terms.trained_on, terms.licence])
     screen = show.console()
     columns = ["model", "kMAC/px", "parameters", "halo px", "stride", "images"]
-    screen.print(show.table(columns, rows, right="kMAC/px,parameters,halo px,stride"))
+    show.put(screen, show.table(columns, rows, right="kMAC/px,parameters,halo px,stride"))
     screen.print(
         Text("halo: pixels around each output pixel that it depends on; and all: on averages of the whole image, too\n")
     )
     columns = ["weights", "of the model", "their use", "trained on", "licence"]
-    screen.print(show.table(columns, weights, title="Weights that ship"))
+    show.put(screen, show.table(columns, weights, title="Weights that ship"))
 
 
 def doctor() -> None:
@@ -55,4 +55,4 @@ def doctor() -> None:
         ]
         for finding in findings
     ]
-    show.console().print(show.table(["", "what", "works", "detail", "to mend it"], rows))
+    show.put(show.console(), show.table(["", "what", "works", "detail", "to mend it"], rows))

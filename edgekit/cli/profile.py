@@ -79,7 +79,7 @@ def profile(
     ]
     screen = show.console()
     columns = ["", "images", "shot", "read", "sigma", "noise"]
-    screen.print(show.table(columns, rows, title="Variance = shot * x + read²", right="images,shot,read,sigma"))
+    show.put(screen, show.table(columns, rows, title="Variance = shot * x + read²", right="images,shot,read,sigma"))
     show.line(screen, "", f"{out / _CHART}, {out / _RECIPE}")
     for note in notes:
         say(f"note: {note}")

@@ -78,7 +78,7 @@ def search(
             progress=bars,
         )
     screen = show.console()
-    screen.print(_table(found))
+    show.put(screen, _table(found))
     best = found.best
     line = f"best: {best.mean:.2f} dB INT8 at {best.ms_per_megapixel:.1f} ms/MP"
     show.line(screen, Text(line, style="bold"), str(found.recipe))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -55,6 +55,14 @@ def _wrapped(text: Text, width: int) -> Iterable[Text]:
         at += len(part)
 
 
+def put(out: Console, shown: Table) -> None:
+    """Print a table under its title, which is a line like others: in it a path is whole, however narrow the table."""
+    heading, shown.title = shown.title, None
+    if isinstance(heading, Text):
+        line(out, heading)
+    out.print(shown)
+
+
 def fits(out: Console, wide: Table) -> bool:
     """Whether there is room for a table without wrapping a cell."""
     # Asked where there is room for all of it: no measure exceeds the width that it is given.
@@ -68,7 +76,7 @@ def table(
     title: str = "",
     right: str | Sequence[str] = "",
 ) -> Table:
-    """A table; all of it is plain text, never markup.
+    """A table for `put`; all of it is plain text, never markup.
 
     Args:
         columns: their headings.
@@ -79,9 +87,7 @@ def table(
     numbers = {name.strip() for name in (right.split(",") if isinstance(right, str) else right)} - {""}
     result = Table(
         box=box.SIMPLE_HEAD,
-        title=Text(title) if title else None,
-        title_justify="left",
-        title_style="bold",
+        title=Text(title, style="bold") if title else None,
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
@@ -101,15 +107,17 @@ def table(
     return result
 
 
-def stages(manifest: Manifest) -> Group:
-    """What each stage did to the model: size and dB at each noise level, and what it was, a line each."""
+def stages(out: Console, manifest: Manifest) -> None:
+    """Print what each stage did to the model: size and dB at each noise level, and what it was, a line each."""
     levels = sorted({s for stage in manifest.stages for s in stage.get("db_after", {})}, key=float)
     columns = ["stage", "kMAC/px", "parameters", *(f"sigma {s}" for s in levels), "seconds"]
     rows = [[*_stage(stage, levels)] for stage in manifest.stages]
     measured = "dB on held-out tiles at each sigma" if levels else "no noise level measured"
     title = f"{manifest.name} for {manifest.target}, after each stage: {measured}"
-    told = [Text(f"{stage['stage']}: {stage['what']}", style="dim") for stage in manifest.stages]
-    return Group(table(columns, rows, title=title, right=columns[1:]), *told, "")
+    put(out, table(columns, rows, title=title, right=columns[1:]))
+    for stage in manifest.stages:
+        line(out, Text(f"{stage['stage']}: {stage['what']}", style="dim"))
+    out.print()
 
 
 def _stage(stage: Mapping[str, Any], levels: Sequence[str]) -> Iterable[str]:
