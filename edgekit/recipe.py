@@ -421,6 +421,18 @@ _OF_ALL_PARTS = {
 }  # fmt: skip
 
 
+class PartSettings(TrainSettings):
+    """One run of several, and the network that it trains."""
+
+    # The architecture's own arguments, over those of the whole run; None is the same network.
+    config: dict[str, Any] | None = None
+
+    @property
+    def run(self) -> TrainSettings:
+        """Its settings alone."""
+        return TrainSettings(**{name: getattr(self, name) for name in self.model_fields_set - {"config"}})
+
+
 class TrainRecipe(Settings):
     """Everything that a training run does; `recipe.yaml` beside the trained weights holds it."""
 
@@ -441,8 +453,8 @@ class TrainRecipe(Settings):
     license_clean: bool = False
     train: TrainSettings = TrainSettings()
     # Runs one after another, each from the weights of the one before. What a part does not name is as in `train`: here
-    # it is filled in.
-    parts: tuple[TrainSettings, ...] = ()
+    # it is filled in. It may name a smaller network by a `config` of its own, out of which the next part's grows.
+    parts: tuple[PartSettings, ...] = ()
     # What the run found: told by the file, asked of nobody.
     images: int | None = None
     versions: dict[str, str] = {}
@@ -461,7 +473,7 @@ class TrainRecipe(Settings):
             return given
         for number, part in enumerate(parts, 1):
             for name in part if isinstance(part, Mapping) else ():
-                if name in cls.model_fields and name not in TrainSettings.model_fields:
+                if name in cls.model_fields and name not in PartSettings.model_fields:
                     raise ValueError(f"part {number} has {name}: it belongs to the whole run; give it beside train")
         return {**given, "parts": [_part(train, part) if isinstance(part, Mapping) else part for part in parts]}
 
@@ -673,7 +685,7 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # Settings whose names are the user's own: those of a part replace those of all, as nobody could take one out.
-_REPLACED = ("loss", "learning_rate_factors")
+_REPLACED = ("loss", "learning_rate_factors", "config")
 
 
 def _part(train: Mapping[str, Any], part: Mapping[str, Any]) -> dict[str, Any]:

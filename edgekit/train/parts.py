@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,9 @@ import torch.distributed as dist
 
 from edgekit import models
 from edgekit.errors import EdgekitError, OutputExistsError
+from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
+from edgekit.models.grow import grow
 from edgekit.out_folder import check_out_folder
 from edgekit.recipe import TrainRecipe, TrainSettings, load
 from edgekit.train.journal import LOG, read_log
@@ -54,11 +56,12 @@ def train_parts(
     first one begins.
 
     Args:
-        recipe: with its `parts`; `weights` are what the first one starts from.
+        recipe: with its `parts`; `weights` are what the first one starts from. Where a part's `config` names a larger
+            network than the part before had, it grows out of that one.
         out, force, progress: as `train` takes them.
         resume: parts that are complete are passed over, the one that was interrupted goes on.
     Returns: the last part's model and scores, the steps and seconds of all.
-    Raises: what `train` raises.
+    Raises: what `train` and `grow` raise.
     """
     parts = recipe.parts
     folder = Path(out)
@@ -77,8 +80,9 @@ def train_parts(
     if recipe.license_clean:
         for part in parts:
             check_licences(recipe.data, recipe.weights, recipe.teacher, part.feature_weights)
-    shape: dict[str, Any] = {"channels": recipe.channels, "config": recipe.config}
-    model = beginning(recipe.model, recipe.train.seed, weights=recipe.weights, grow=recipe.grow, **shape)
+    shapes = [{**recipe.config, **(part.config or {})} for part in parts]
+    networks = _networks(recipe, shapes)
+    model = networks[0]
     tutor = None if recipe.teacher is None else models.load(recipe.teacher)
     source = images(recipe.data, model, recipe.train, max(part.crop for part in parts))
     # With a weight of 0 a part learns without the teacher; where all have it, `check` says that nobody would use one.
@@ -86,7 +90,7 @@ def train_parts(
     taught = [idle or part.teacher_weight > 0 for part in parts]
     for number, part in enumerate(parts, 1):
         try:
-            check(model, source, part, tutor if taught[number - 1] else None)
+            check(networks[number - 1], source, part.run, tutor if taught[number - 1] else None)
             check_devices(part)
         except EdgekitError as error:
             raise type(error)(f"part {number}: {error}") from error
@@ -106,15 +110,16 @@ def train_parts(
             train(
                 recipe.model,
                 source,
-                part,
+                part.run,
                 place,
+                channels=recipe.channels,
+                config=shapes[number - 1],
                 weights=done[-1].path if done else recipe.weights,
-                grow=recipe.grow and not done,
+                grow=networks[number - 1].config() != networks[number - 2].config() if done else recipe.grow,
                 teacher=recipe.teacher if taught[number - 1] else None,
                 resume=resume,
                 progress=_shifted(progress, sum(each.steps for each in parts[: number - 1]), total, number, len(parts)),
                 on_start=partial(_begin, folder, place, written),
-                **shape,
             )
         )
         if dist.is_available() and dist.is_initialized():
@@ -132,6 +137,29 @@ def train_parts(
         steps=sum(each.steps for each in done),
         seconds=sum(each.seconds for each in done),
     )
+
+
+def _networks(recipe: TrainRecipe, shapes: Sequence[Mapping[str, Any]]) -> list[DenoiserModel]:
+    """The network of each part: what the recipe begins with, and what grows out of it. Raises: what both raise."""
+    channels = {} if recipe.channels is None else {"channels": recipe.channels}
+    start = beginning(
+        recipe.model,
+        recipe.train.seed,
+        channels=recipe.channels,
+        config=shapes[0],
+        weights=recipe.weights,
+        grow=recipe.grow,
+    )
+    networks = [start]
+    for number, shape in enumerate(shapes[1:], 2):
+        try:
+            model = models.create(recipe.model, **{**shape, **channels})
+            if model.config() != networks[-1].config():
+                grow(networks[-1], model)
+        except EdgekitError as error:
+            raise type(error)(f"part {number}: {error}") from error
+        networks.append(model)
+    return networks
 
 
 def _tidied(place: Path) -> Trained | None:

@@ -167,6 +167,75 @@ def test_a_run_of_one_part_is_not_gone_on_with(recipe: Path, folder: Path, tmp_p
     assert single.path.read_bytes() == before
 
 
+def test_a_network_grows_between_parts(folder: Path, tmp_path: Path) -> None:
+    small = {"middle": [16, 16]}
+    parts = [{**_PARTS[0], "config": small}, {"seed": 4, "config": small}, _PARTS[1]]
+    content = {**given(folder), "config": {"middle": [16, 16, 16], "finish": 16}, "parts": parts}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    whole = api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run")
+    sizes = [models.load(str(tmp_path / "run" / f"part-{k}" / "model.safetensors")).config() for k in (1, 2, 3)]
+    assert [size["middle"] for size in sizes] == [[16, 16], [16, 16], [16, 16, 16]]
+    assert {size["finish"] for size in sizes} == {16}
+    assert whole.model.config() == sizes[2]
+
+    # The same three runs by hand.
+    loaded = load(TrainRecipe, tmp_path / "recipe.yaml", {})
+    config = {"config": {**content["config"], **small}}
+    first = train("dsunet-n", open_for_all(folder), loaded.parts[0].run, tmp_path / "a", **config)
+    second = train("dsunet-n", open_for_all(folder), loaded.parts[1].run, tmp_path / "b", weights=first.path, **config)
+    third = train(
+        *("dsunet-n", open_for_all(folder), loaded.parts[2].run, tmp_path / "c"),
+        weights=second.path,
+        grow=True,
+        config=content["config"],
+    )
+    assert whole.path.read_bytes() == third.path.read_bytes()
+
+    # What is written repeats it, each part alone too.
+    written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert [part.get("config") for part in written["parts"]] == [small, small, None]
+    again = api.train(recipe=tmp_path / "run" / "recipe.yaml", out=tmp_path / "again")
+    assert again.path.read_bytes() == whole.path.read_bytes()
+    alone = api.train(recipe=tmp_path / "run" / "part-3" / "recipe.yaml", out=tmp_path / "alone")
+    assert alone.model.config() == sizes[2]
+
+
+def test_a_growing_run_goes_on_where_it_was_killed(folder: Path, tmp_path: Path) -> None:
+    content = {**given(folder), "parts": [{**_PARTS[0], "config": {"middle": [16]}}, _PARTS[1]]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    whole = api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "whole")
+
+    def kill(done: int, total: int, text: str = "") -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run", progress=kill)
+    resumed = api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run", resume=True)
+    assert resumed.path.read_bytes() == whole.path.read_bytes()
+    content["parts"][0]["config"] = {"middle": [32]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(RecipeError, match=r"part 1 of .* has another config: \{'middle': \[16\]\}, now"):
+        api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("configs", "error", "message"),
+    [
+        (({}, {"middle": [16]}), CheckpointError, "^part 2: dsunet-n cannot grow|^part 2: .*middle"),
+        (({"midle": [16]}, None), UnknownNameError, "midle"),
+        (({}, {"midle": [16]}), UnknownNameError, "^part 2: .*midle"),
+    ],
+)
+def test_a_network_that_cannot_grow_is_found_before_the_first_part(
+    folder: Path, tmp_path: Path, configs: tuple[Any, Any], error: type[Exception], message: str
+) -> None:
+    parts = [{**part, "config": config} for part, config in zip(_PARTS, configs, strict=True)]
+    with pytest.raises(error, match=message):
+        train_parts(make(TrainRecipe, {**given(folder), "parts": parts}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_wrong_with_a_later_part_is_found_before_the_first(folder: Path, tmp_path: Path) -> None:
     loaded = make(TrainRecipe, {**given(folder), "parts": [{}, {"loss": {"l3": 1.0}}]})
     with pytest.raises(UnknownNameError, match="^part 2: .*l3"):
@@ -198,6 +267,7 @@ def test_settings_given_beside_parts_that_have_their_own(recipe: Path, tmp_path:
         ([{"devices": 2}], "part 1 has devices 2: images and processes are the same"),
         ("two", "parts is 'two': expected a list"),
         ([{}, 7], "part 2 is 7: expected settings by name"),
+        ([{"config": 7}], "part 1: config is 7: expected settings by name"),
         ([{"weights": "dsunet-n"}], "part 1 has weights: it belongs to the whole run; give it beside train"),
     ],
 )
@@ -341,7 +411,8 @@ def test_settings_as_objects() -> None:
         "train": TrainSettings(steps=7, batch=3),
         "parts": [{"seed": 1}, TrainSettings(seed=2)],
     }
-    assert make(TrainRecipe, given).parts == tuple(TrainSettings(steps=7, batch=3, seed=seed) for seed in (1, 2))
+    parts = make(TrainRecipe, given).parts
+    assert [part.run for part in parts] == [TrainSettings(steps=7, batch=3, seed=seed) for seed in (1, 2)]
 
 
 def test_a_precision_that_a_later_part_cannot_have(folder: Path, tmp_path: Path) -> None:
