@@ -323,9 +323,9 @@ def _belongs(owner: DenoiserModel | None, model: nn.Module, state: Mapping[str, 
     """Whose weights they are, by the file's own words or by their shapes, for the message that they do not fit."""
     named = _recognised(state) if owner is None else _named(owner)
     if named:
-        flag = named[0].split(" for ")[0]
-        # Of the same name it is of the other kind of images, which no flag of every command says.
-        use = "" if _called(model).startswith(f"{flag} for ") else f", use that model (--model {flag})"
+        preset = named[0].split(" for ")[0]
+        # Commands take the model by a flag or by its place. Of the same name it is of the other kind of images.
+        use = "" if _called(model).startswith(f"{preset} for ") else f"; use them with that model, {preset}"
         return f"these are weights of {' or '.join(named)}{use}; "
     if owner is None:
         return ""

@@ -117,8 +117,10 @@ def check(model: DenoiserModel, source: ImageSource, settings: TrainSettings, te
         if role == "model" and settings.self_supervised != "none":
             neighbours.check(source, settings, network.stride, teacher=teacher is not None)
         if settings.patch % network.stride:
+            below = settings.patch // network.stride * network.stride
             raise RecipeError(
-                f"patch is {settings.patch}: the {role} {network.arch} takes multiples of {network.stride}"
+                f"patch is {settings.patch}: the {role} {network.arch} takes multiples of {network.stride}; take "
+                f"{f'{below} or ' if below else ''}{below + network.stride}"
             )
     if settings.noise.level == "auto" and settings.patch < told.LEAST_SIDE and not source.paired:
         raise RecipeError(

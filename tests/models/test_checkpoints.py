@@ -136,7 +136,7 @@ def test_settings_that_no_shape_shows(tmp_path: Path) -> None:
 def test_a_file_of_another_model_says_whose_it_is(small: DenoiserModel, tmp_path: Path) -> None:
     models.save(tmp_path / "gray.safetensors", models.create("dsunet-s", channels=1))
     with pytest.raises(
-        CheckpointError, match=r": these are weights of dsunet-s for gray images, use that model \(--model dsunet-s\); "
+        CheckpointError, match=r": these are weights of dsunet-s for gray images; use them with that model, dsunet-s; "
     ):
         models.load(tmp_path / "gray.safetensors", "dsunet-n")
     # Of widths that have no name.
@@ -151,7 +151,7 @@ def test_weights_that_do_not_say_whose_they_are_are_known_by_their_shapes(tmp_pa
     path = tmp_path / "net.pth"
     torch.save({f"module.{k}": v for k, v in models.create("dncnn-25").state_dict().items()}, path)
     with pytest.raises(
-        CheckpointError, match=r"\bdncnn-25 for gray images.*, use that model \(--model dncnn-"
+        CheckpointError, match=r"\bdncnn-25 for gray images.*; use them with that model, dncnn-"
     ) as known:
         models.load(path, "dsunet-s")
     torch.save({"a": torch.zeros(3)}, path)

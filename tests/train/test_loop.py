@@ -361,7 +361,7 @@ def test_a_line_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
         ({"loss": {}}, RecipeError, r"loss is \{\}: expected weights"),
         ({"loss": {"l1": -1.0}}, RecipeError, "expected weights of at least 0"),
         ({"precision": "16-mixed", "accelerator": "cpu"}, RecipeError, "needs a GPU: expected bf16-mixed or 32-true"),
-        ({"patch": 30}, RecipeError, "patch is 30: the model dsunet takes multiples of 4"),
+        ({"patch": 30}, RecipeError, "patch is 30: the model dsunet takes multiples of 4; take 28 or 32$"),
         ({"strategy": "fsdp"}, RecipeError, "strategy is 'fsdp': expected one that keeps the whole model"),
         ({"accelerator": "abacus"}, RecipeError, "accelerator 'abacus', devices 1, .* do not work here"),
         ({"noise": {"model": "rain"}}, UnknownNameError, "unknown noise model 'rain'"),
