@@ -480,6 +480,10 @@ class TrainRecipe(Settings):
     @model_validator(mode="after")
     def _one_launch(self) -> TrainRecipe:
         for number, part in enumerate(self.parts, 1):
+            if "channels" in (part.config or {}):
+                raise ValueError(
+                    f"part {number} has config.channels: images are the same for all parts; give channels beside train"
+                )
             for name in sorted(_OF_ALL_PARTS):
                 if (own := getattr(part, name)) != getattr(self.train, name):
                     raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from edgekit import models
@@ -141,25 +143,35 @@ def train_parts(
 
 def _networks(recipe: TrainRecipe, shapes: Sequence[Mapping[str, Any]]) -> list[DenoiserModel]:
     """The network of each part: what the recipe begins with, and what grows out of it. Raises: what both raise."""
-    channels = {} if recipe.channels is None else {"channels": recipe.channels}
-    start = beginning(
-        recipe.model,
-        recipe.train.seed,
-        channels=recipe.channels,
-        config=shapes[0],
-        weights=recipe.weights,
-        grow=recipe.grow,
-    )
-    networks = [start]
-    for number, shape in enumerate(shapes[1:], 2):
+    begin = partial(beginning, recipe.model, recipe.train.seed, channels=recipe.channels)
+    networks: list[DenoiserModel] = []
+    for number, shape in enumerate(shapes, 1):
         try:
-            model = models.create(recipe.model, **{**shape, **channels})
-            if model.config() != networks[-1].config():
-                grow(networks[-1], model)
+            if networks:
+                model = begin(config=shape)
+                if model.config() != networks[-1].config():
+                    grow(_stirred(networks[-1]), model)
+            else:
+                model = begin(config=shape, weights=recipe.weights, grow=recipe.grow)
         except EdgekitError as error:
+            if number == 1 and recipe.parts[0].config is None:
+                # Of the whole run.
+                raise
             raise type(error)(f"part {number}: {error}") from error
         networks.append(model)
     return networks
+
+
+def _stirred(model: DenoiserModel) -> DenoiserModel:
+    """A copy none of whose weights is zero, as after training: fresh blocks that are the identity would hide a layer
+    that cannot grow, as a norm over channels, until the part before has been trained.
+    """
+    stirred = copy.deepcopy(model)
+    noise = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in stirred.parameters():
+            value.copy_(torch.where(value == 0, 0.05 * torch.randn(value.shape, generator=noise), value))
+    return stirred
 
 
 def _tidied(place: Path) -> Trained | None:

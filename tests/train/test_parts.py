@@ -223,7 +223,7 @@ def test_a_growing_run_goes_on_where_it_was_killed(folder: Path, tmp_path: Path)
     ("configs", "error", "message"),
     [
         (({}, {"middle": [16]}), CheckpointError, "^part 2: dsunet-n cannot grow|^part 2: .*middle"),
-        (({"midle": [16]}, None), UnknownNameError, "midle"),
+        (({"midle": [16]}, None), UnknownNameError, "^part 1: .*midle"),
         (({}, {"midle": [16]}), UnknownNameError, "^part 2: .*midle"),
     ],
 )
@@ -233,6 +233,16 @@ def test_a_network_that_cannot_grow_is_found_before_the_first_part(
     parts = [{**part, "config": config} for part, config in zip(_PARTS, configs, strict=True)]
     with pytest.raises(error, match=message):
         train_parts(make(TrainRecipe, {**given(folder), "parts": parts}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_norm_over_channels_that_will_be_added_is_found_before_the_first_part(folder: Path, tmp_path: Path) -> None:
+    # Fresh blocks are the identity: only trained ones, whose norms count, would not be the same function.
+    small: dict[str, Any] = {"config": {"encoder": [1], "middle": 1, "decoder": [1]}}
+    parts = [{"config": {"width": 8}}, {}]
+    content = {**given(folder), **small, "model": "nafnet-width16", "parts": parts}
+    with pytest.raises(CheckpointError, match="^part 2: .* it gives outputs up to"):
+        train_parts(make(TrainRecipe, content), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -268,6 +278,7 @@ def test_settings_given_beside_parts_that_have_their_own(recipe: Path, tmp_path:
         ("two", "parts is 'two': expected a list"),
         ([{}, 7], "part 2 is 7: expected settings by name"),
         ([{"config": 7}], "part 1: config is 7: expected settings by name"),
+        ([{}, {"config": {"channels": 1}}], r"part 2 has config\.channels: images are the same for all parts; give"),
         ([{"weights": "dsunet-n"}], "part 1 has weights: it belongs to the whole run; give it beside train"),
     ],
 )
