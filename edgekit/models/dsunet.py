@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
             "sigma_level": 1,
         },
         "dsunet-s": SMALL,
-        # What the first and last convolution of a gray image need less goes into one more block.
+        # What the first and last convolution of a gray image need less goes into a sixth block, and a wider fifth.
         "dsunet-s-gray": {**SMALL, "middle": [160] * 4 + [120] * 2, "channels": 1},
         "dsunet-m": {
             "widths": [40, 80, 128],

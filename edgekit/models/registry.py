@@ -55,7 +55,19 @@ def create(name: str, **overrides: Any) -> DenoiserModel:
     if name not in _PRESETS:
         raise UnknownNameError.unknown("model", name, _PRESETS)
     cls, preset = _PRESETS[name]
+    for argument, value in overrides.items():
+        if argument in preset and not _alike(value, preset[argument]):
+            raise RecipeError(
+                f"{argument} is {value!r}: expected what {cls.arch} takes, as in {name}: {argument}: {preset[argument]}"
+            )
     return _build(cls, {**preset, **overrides})
+
+
+def _alike(value: Any, usual: Any) -> bool:
+    """Whether a value has the form of a preset's: lists where it has lists, numbers where it has numbers."""
+    if isinstance(usual, list | tuple):
+        return isinstance(value, list | tuple) and all(_alike(each, usual[0]) for each in value if usual)
+    return isinstance(value, int | float) or not isinstance(usual, int | float)
 
 
 def build(arch: str, config: Mapping[str, Any]) -> DenoiserModel:
@@ -73,7 +85,8 @@ def _build(cls: type[DenoiserModel], config: Mapping[str, Any]) -> DenoiserModel
             raise UnknownNameError.unknown(f"argument of {cls.arch}", name, known)
     try:
         return cls(**config)
-    except TypeError as error:
+    # Whatever torch makes of a negative or a fractional size.
+    except (TypeError, ValueError, RuntimeError) as error:
         raise RecipeError(f"{cls.arch} cannot be built from {dict(config)}: {error}") from error
 
 

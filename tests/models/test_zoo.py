@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from edgekit import models
-from edgekit.errors import DataError, ShapeError
+from edgekit.errors import DataError, RecipeError, ShapeError
 from edgekit.models.blocks import GlobalAverage, ResidualBlock
 from edgekit.models.dsunet_gpu import from_dsunet
 from edgekit.models.field import Field
@@ -227,3 +227,19 @@ def test_the_twin_of_the_shipped_student_differs_by_little() -> None:
 def test_only_a_dsunet_has_a_twin() -> None:
     with pytest.raises(ShapeError, match="UNet has no twin for GPU delegates: expected a dsunet"):
         from_dsunet(models.create("unet"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "message"),
+    [
+        ("middle", 3, r"middle is 3: expected what dsunet takes, as in dsunet-n: middle: \[72, 72, 72, 72\]"),
+        ("middle", ["a"], r"middle is \['a'\]: expected"),
+        ("encoder", [3], r"encoder is \[3\]: expected"),
+        ("finish", [3], r"finish is \[3\]: expected"),
+        ("middle", [-16], r"dsunet cannot be built from .*-16"),
+        ("middle", [16.5], r"dsunet cannot be built from .*16\.5"),
+    ],
+)
+def test_an_argument_that_an_architecture_does_not_take(argument: str, value: object, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        models.create("dsunet-n", **{argument: value})
