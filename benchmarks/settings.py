@@ -20,7 +20,7 @@ _SECTIONS = (
     (recipe.DistillSettings, "`edgekit compress`", "`distillation`"),
     (recipe.QuantizeSettings, "`edgekit compress`", "`quantization`"),
     (recipe.TrainRecipe, "`edgekit train`", "at the top"),
-    (recipe.TrainSettings, "`edgekit train`", "`train`; in each of `parts` what differs"),
+    (recipe.TrainSettings, "`edgekit train`", "`train`; in each of `parts` what differs, and `config`"),
     (recipe.NoiseSettings, "both", "`noise`, in `edgekit train` under `train`"),
     (recipe.AugmentSettings, "`edgekit train`", "`train.augment`"),
     (recipe.FinetuneRecipe, "`edgekit finetune`", "at the top; `train` and `quantization` as above"),

@@ -62,7 +62,7 @@ _SECONDS = {"step": 0.04, "teacher": 0.06, "qat": 0.13, "start": 15.0, "lower": 
 # Distillation's share when --steps names the steps of both trainings: ranges are soon learned
 # (docs/int8-experiments.md).
 _DISTILL_SHARE = 0.8
-# MACs per pixel. A quarter of dsunet-s (then of 8,900) costs 0.14 dB, of dsunet-n (2,900) 0.47 (docs/compression.md).
+# MACs per pixel. A quarter of dsunet-s (8,900) costs 0.14 dB, of dsunet-n (2,900) 0.47 (docs/compression.md).
 _SMALL = 5000
 # What recovery learns from on the built-in images, which stand in for a user's: they are too few to teach what a good
 # image is, but the original's answers on them are worth as much as on others (docs/compression.md).

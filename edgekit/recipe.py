@@ -453,7 +453,7 @@ class TrainRecipe(Settings):
     license_clean: bool = False
     train: TrainSettings = TrainSettings()
     # Runs one after another, each from the weights of the one before. What a part does not name is as in `train`: here
-    # it is filled in. It may name a smaller network by a `config` of its own, out of which the next part's grows.
+    # it is filled in. `config` gives a part a network of its own, out of which the next part's grows.
     parts: tuple[PartSettings, ...] = ()
     # What the run found: told by the file, asked of nobody.
     images: int | None = None

@@ -12,7 +12,7 @@ from edgekit.models.unet_core import ShuffledUNet
 SMALL: dict[str, Any] = {
     "widths": [32, 56],
     "encoder": [[]],
-    "middle": [160] * 4 + [96],
+    "middle": [160] * 4,
     "decoder": [[]],
     "up_width": 24,
     "finish": 64,
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
             "sigma_level": 1,
         },
         "dsunet-s": SMALL,
-        # What the first and last convolution of a gray image need less goes into a sixth block, and a wider fifth.
+        # What the first and last convolution of a gray image need less goes into two more blocks.
         "dsunet-s-gray": {**SMALL, "middle": [160] * 4 + [120] * 2, "channels": 1},
         "dsunet-m": {
             "widths": [40, 80, 128],
@@ -55,7 +55,7 @@ SMALL: dict[str, Any] = {
     }
 )
 class DSUNet(ShuffledUNet):
-    """Depthwise-separable U-Net, sized by MACs: n (2.9 kMAC/px), s (9.6), m (19.9) and l (40.4), which teaches."""
+    """Depthwise-separable U-Net, sized by MACs: n (2.9 kMAC/px), s (8.9), m (19.9) and l (40.4), which teaches."""
 
     arch = "dsunet"
     source = "edgekit; blocks after MobileNetV2 (arXiv:1801.04381) behind FFDNet's pixel-unshuffle (arXiv:1710.04026)"

@@ -56,6 +56,12 @@ class ShuffledUNet(DenoiserModel):
                 f"{len(widths)} widths, {len(encoder)} encoder levels, {len(decoder)} decoder levels: "
                 f"expected {len(widths) - 1} of each for {len(widths)} widths"
             )
+        least = min([*widths, *(hidden for level in (middle, *encoder, *decoder) for hidden in level)])
+        if least < 1 or min(up_width, finish) < 0:
+            raise ShapeError(
+                f"widths {widths}, encoder {encoder}, middle {middle}, decoder {decoder}, up_width {up_width}, finish "
+                f"{finish}: expected whole numbers above 0, up_width and finish at least 0"
+            )
         if not 0 <= sigma_level < len(widths):
             raise ShapeError(f"sigma_level is {sigma_level}: there are levels 0 to {len(widths) - 1}")
         if up_width and not (len(widths) > 1 and not decoder[0]):

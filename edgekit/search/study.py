@@ -47,7 +47,7 @@ SPACE = {
     "up_width": (8, 48, 8),
     "finish": (16, 128, 16),
 }
-# Tried first: dsunet-s but for its narrow fifth block, and a small one that fits most budgets.
+# Tried first: the shipped shape, and a small one that fits most budgets.
 _FIRST = (
     {"width": 32, "middle_width": 56, "blocks": 4, "hidden": 160, "up_width": 24, "finish": 64},
     {"width": 16, "middle_width": 32, "blocks": 3, "hidden": 64, "up_width": 8, "finish": 32},

@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 
 from edgekit import models
-from edgekit.errors import EdgekitError, OutputExistsError
+from edgekit.errors import CheckpointError, EdgekitError, OutputExistsError
 from edgekit.models.base import DenoiserModel
 from edgekit.models.checkpoints import write_atomically
 from edgekit.models.grow import grow
 from edgekit.out_folder import check_out_folder
-from edgekit.recipe import TrainRecipe, TrainSettings, load
+from edgekit.recipe import TrainRecipe, load
 from edgekit.train.journal import LOG, read_log
 from edgekit.train.loop import FREE, Progress, check, check_devices
 from edgekit.train.processes import first, together
@@ -77,14 +77,14 @@ def train_parts(
     if anew:
         features = {f"feature_weights of part {i}": part.feature_weights for i, part in enumerate(parts, 1)}
         check_outside(existing, {"weights": recipe.weights, "teacher": recipe.teacher, **features})
-    elif (folder / RECIPE).exists():
-        _check_begun(folder, load(TrainRecipe, folder / RECIPE, {}).parts, parts)
     if recipe.license_clean:
         for part in parts:
             check_licences(recipe.data, recipe.weights, recipe.teacher, part.feature_weights)
-    shapes = [{**recipe.config, **(part.config or {})} for part in parts]
+    shapes = _shapes(recipe)
     networks = _networks(recipe, shapes)
     model = networks[0]
+    if not anew and (folder / RECIPE).exists():
+        _check_begun(folder, load(TrainRecipe, folder / RECIPE, {}), recipe, networks)
     tutor = None if recipe.teacher is None else models.load(recipe.teacher)
     source = images(recipe.data, model, recipe.train, max(part.crop for part in parts))
     # With a weight of 0 a part learns without the teacher; where all have it, `check` says that nobody would use one.
@@ -141,6 +141,11 @@ def train_parts(
     )
 
 
+def _shapes(recipe: TrainRecipe) -> list[dict[str, Any]]:
+    """The architecture's own arguments in each part."""
+    return [{**recipe.config, **(part.config or {})} for part in recipe.parts]
+
+
 def _networks(recipe: TrainRecipe, shapes: Sequence[Mapping[str, Any]]) -> list[DenoiserModel]:
     """The network of each part: what the recipe begins with, and what grows out of it. Raises: what both raise."""
     begin = partial(beginning, recipe.model, recipe.train.seed, channels=recipe.channels)
@@ -150,16 +155,26 @@ def _networks(recipe: TrainRecipe, shapes: Sequence[Mapping[str, Any]]) -> list[
             if networks:
                 model = begin(config=shape)
                 if model.config() != networks[-1].config():
-                    grow(_stirred(networks[-1]), model)
+                    _grow(networks[-1], model)
             else:
                 model = begin(config=shape, weights=recipe.weights, grow=recipe.grow)
         except EdgekitError as error:
-            if number == 1 and recipe.parts[0].config is None:
+            own = recipe.parts[number - 1].config
+            if number == 1 and own is None:
                 # Of the whole run.
                 raise
-            raise type(error)(f"part {number}: {error}") from error
+            raise type(error)(f"part {number}{f', of config {own}' if own else ''}: {error}") from error
         networks.append(model)
     return networks
+
+
+def _grow(smaller: DenoiserModel, larger: DenoiserModel) -> None:
+    try:
+        grow(_stirred(smaller), larger)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; a part's network may be larger than that of the part before, not smaller"
+        ) from error
 
 
 def _stirred(model: DenoiserModel) -> DenoiserModel:
@@ -191,15 +206,20 @@ def _begin(folder: Path, place: Path, recipe: bytes) -> None:
         (folder / WEIGHTS).unlink(missing_ok=True)
 
 
-def _check_begun(folder: Path, before: Sequence[TrainSettings], now: Sequence[TrainSettings]) -> None:
+def _check_begun(folder: Path, before: TrainRecipe, now: TrainRecipe, networks: Sequence[DenoiserModel]) -> None:
     """Raises: OutputExistsError, RecipeError: the folder holds a run of other parts than those to resume it with."""
     fix = f"resume it with the recipe that it began with ({folder / RECIPE}), start over (--force), or change --out"
-    if len(now) < len(before) or not before:
-        count = f"{len(before)} parts" if before else "one part"
-        raise OutputExistsError(f"{folder} holds a training run of {count}, the recipe has {len(now)}: {fix}")
+    if len(now.parts) < len(before.parts) or not before.parts:
+        count = f"{len(before.parts)} parts" if before.parts else "one part"
+        raise OutputExistsError(f"{folder} holds a training run of {count}, the recipe has {len(now.parts)}: {fix}")
     # There may be more now.
-    for number, pair in enumerate(zip(before, now, strict=False), 1):
-        was, given = (part.model_dump(mode="json", exclude=FREE) for part in pair)
+    shapes = _shapes(before)
+    for number, pair in enumerate(zip(before.parts, now.parts, strict=False), 1):
+        was, given = (part.run.model_dump(mode="json", exclude=FREE) for part in pair)
+        # The same network, whoever names its size: the part or the whole run.
+        channels = {"channels": networks[0].channels}
+        was["config"] = models.create(before.model, **{**shapes[number - 1], **channels}).config()
+        given["config"] = networks[number - 1].config()
         check_same(was, given, f"part {number} of {folder} has", fix)
 
 

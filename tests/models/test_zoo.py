@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -236,10 +238,15 @@ def test_only_a_dsunet_has_a_twin() -> None:
         ("middle", ["a"], r"middle is \['a'\]: expected"),
         ("encoder", [3], r"encoder is \[3\]: expected"),
         ("finish", [3], r"finish is \[3\]: expected"),
-        ("middle", [-16], r"dsunet cannot be built from .*-16"),
         ("middle", [16.5], r"dsunet cannot be built from .*16\.5"),
     ],
 )
 def test_an_argument_that_an_architecture_does_not_take(argument: str, value: object, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         models.create("dsunet-n", **{argument: value})
+
+
+@pytest.mark.parametrize("config", [{"middle": [16, -16]}, {"widths": [0, 32]}, {"encoder": [[0]]}, {"finish": -1}])
+def test_sizes_are_above_zero(config: dict[str, Any]) -> None:
+    with pytest.raises(ShapeError, match=r"expected whole numbers above 0, up_width and finish at least 0"):
+        models.create("dsunet-n", **config)

@@ -215,16 +215,42 @@ def test_a_growing_run_goes_on_where_it_was_killed(folder: Path, tmp_path: Path)
     assert resumed.path.read_bytes() == whole.path.read_bytes()
     content["parts"][0]["config"] = {"middle": [32]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(RecipeError, match=r"part 1 of .* has another config: \{'middle': \[16\]\}, now"):
+    with pytest.raises(RecipeError, match=r"part 1 of .* has another config: .*'middle': \[16\].*, now .*\[32\]"):
         api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_grows_by_one_more_part(recipe: Path, folder: Path, tmp_path: Path) -> None:
+    api.train(recipe=recipe, out=tmp_path / "run")
+    # The whole run is of the larger size now, and the parts that are done name theirs.
+    usual = models.create("dsunet-n").config()["middle"]
+    parts = [*({**part, "config": {"middle": usual}} for part in _PARTS), {"steps": 2, "seed": 3}]
+    longer = make(TrainRecipe, {**given(folder), "config": {"middle": [*usual, 16]}, "parts": parts})
+    grown = train_parts(longer, tmp_path / "run", resume=True)
+    assert (grown.steps, grown.model.config()["middle"]) == (12, [*usual, 16])
+
+
+def test_weights_grow_into_the_first_part_and_on(folder: Path, tmp_path: Path) -> None:
+    models.save(tmp_path / "tiny.safetensors", models.create("dsunet-n", middle=[16], channels=1))
+    parts = [{**_PARTS[0], "config": {"middle": [16, 16]}}, {**_PARTS[1], "config": {"middle": [16, 16, 32]}}]
+    content = {**given(folder), "channels": 1, "weights": str(tmp_path / "tiny.safetensors"), "grow": True}
+    trained = train_parts(make(TrainRecipe, {**content, "parts": parts}), tmp_path / "run")
+    assert (trained.model.channels, trained.model.config()["middle"]) == (1, [16, 16, 32])
 
 
 @pytest.mark.parametrize(
     ("configs", "error", "message"),
     [
-        (({}, {"middle": [16]}), CheckpointError, "^part 2: dsunet-n cannot grow|^part 2: .*middle"),
-        (({"midle": [16]}, None), UnknownNameError, "^part 1: .*midle"),
-        (({}, {"midle": [16]}), UnknownNameError, "^part 2: .*midle"),
+        (
+            ({}, {"middle": [16]}),
+            CheckpointError,
+            "^part 2, of config {'middle': .*may be larger than .*, not smaller$",
+        ),
+        (
+            ({"midle": [16]}, None),
+            UnknownNameError,
+            "^part 1, of config {'midle': .*unknown argument of dsunet 'midle'",
+        ),
+        (({}, {"midle": [16]}), UnknownNameError, "^part 2, of config .*midle"),
     ],
 )
 def test_a_network_that_cannot_grow_is_found_before_the_first_part(
@@ -414,6 +440,20 @@ def test_committed_recipes_are_what_the_logs_hold(file: Path) -> None:
         assert 0.6 * run.learning_rate < max(r["learning_rate"] for r in steps[k]) <= run.learning_rate
         validated = [r["step"] for r in steps[k] if "psnr_25" in r or "psnr" in r]
         assert validated == [*range(run.validate_every, run.steps, run.validate_every), run.steps]
+
+
+@pytest.mark.parametrize("file", sorted(checkpoints.shipped().values()), ids=lambda file: file.stem)
+def test_committed_recipes_end_in_the_network_that_ships(file: Path, folder: Path, tmp_path: Path) -> None:
+    """Every part grows out of the one before: a step each, on small crops."""
+    recipe = load(TrainRecipe, file.with_suffix(".yaml"), {})
+    quick = {"steps": 1, "batch": 1, "patch": 16, "validate_every": 1, "precision": "32-true", "teacher_weight": 0.5}
+    parts = [{**quick, "config": part.config} for part in recipe.parts] or [quick]
+    content = recipe.model_dump(include={"model", "config", "channels", "weights", "grow"})
+    shared = {"accelerator": "cpu", "validation_share": 0.3}
+    trained = train_parts(
+        make(TrainRecipe, {**content, "data": str(folder), "train": shared, "parts": parts}), tmp_path / "run"
+    )
+    assert trained.model.config() == models.load(file.stem).config()
 
 
 def test_settings_as_objects() -> None:
