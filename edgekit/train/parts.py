@@ -147,7 +147,7 @@ def _shapes(recipe: TrainRecipe) -> list[dict[str, Any]]:
 
 
 def _networks(recipe: TrainRecipe, shapes: Sequence[Mapping[str, Any]]) -> list[DenoiserModel]:
-    """The network of each part: what the recipe begins with, and what grows out of it. Raises: what both raise."""
+    """The network of each part: what the recipe begins with, what grows out of it. Raises: as `beginning`, `grow`."""
     begin = partial(beginning, recipe.model, recipe.train.seed, channels=recipe.channels)
     networks: list[DenoiserModel] = []
     for number, shape in enumerate(shapes, 1):

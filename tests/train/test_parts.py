@@ -204,13 +204,8 @@ def test_a_growing_run_goes_on_where_it_was_killed(folder: Path, tmp_path: Path)
     content = {**given(folder), "parts": [{**_PARTS[0], "config": {"middle": [16]}}, _PARTS[1]]}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(content))
     whole = api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "whole")
-
-    def kill(done: int, total: int, text: str = "") -> None:
-        if done == 9:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run", progress=kill)
+    with pytest.raises(Killed):
+        api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run", progress=kill_at(9))
     resumed = api.train(recipe=tmp_path / "recipe.yaml", out=tmp_path / "run", resume=True)
     assert resumed.path.read_bytes() == whole.path.read_bytes()
     content["parts"][0]["config"] = {"middle": [32]}
